@@ -1,0 +1,182 @@
+"""The typed configuration of a run.
+
+One YAML file with optional keys, and `section.key=value` overrides. Defaults are the paper's section 4.1.4 where it
+states a value. The resolved configuration is saved beside every artefact.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ckd.errors import ConfigError, did_you_mean
+
+
+class Section(BaseModel):
+    """Base of every section: frozen, and unknown keys are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class PrepareConfig(Section):
+    """How a source becomes a domain (paper 4.1.1, 4.1.2)."""
+
+    history_cap: int = Field(50, ge=1, description="longest history of an instance, in items")
+    k_core_user: int | None = Field(
+        None, ge=1, description="fewest interactions of a user, to a fixed point; none: 5 for raw reviews, else 1"
+    )
+    k_core_item: int | None = Field(None, ge=1, description="fewest interactions of an item; none: as for users")
+    min_length: int = Field(1, ge=1, description="fewest interactions of a user, applied once after everything else")
+    require_text: bool | None = Field(
+        None, description="leave out items without text; none: where the source has item texts and no split of its own"
+    )
+    drop_duplicates: Literal["exact", "pair", "none"] = Field(
+        "exact", description="exact: same user, item and time; pair: same user and item, the first is kept"
+    )
+    text_fields: tuple[str, ...] = Field(
+        ("title", "category", "brand"), min_length=1, description="attributes that make an item's text, in this order"
+    )
+    items: Path | None = Field(None, description="the item file, where it does not lie beside the interactions")
+    on_error: Literal["fail", "skip"] = Field("fail", description="a malformed row: fail, or skip and count it")
+
+
+class PlanConfig(Section):
+    """How instances are put into batches and in which order batches are trained on (paper 3.4, Alg. 1)."""
+
+    batch_size: int = Field(512, ge=2, description="T, the most instances in a batch")
+    layout: Literal["user", "instance"] = Field(
+        "user", description="user: all instances of a user in one batch, sharing one pass; instance: each on its own"
+    )
+    difficulty: str = Field("ssl", description="difficulty measure that sorts the curriculum; none switches it off")
+    alpha: float = Field(1.0, ge=0, description="weight of popularity in SSL, Eq. (1)")
+    buckets: int = Field(4, ge=1, description="B, number of difficulty buckets; 1 switches the curriculum off")
+    epochs_per_stage: int = Field(1, ge=1, description="epochs on buckets 1..r before stage r + 1")
+    epochs: int = Field(100, ge=1, description="epochs in all, the curriculum's included")
+    pool: Annotated[int, Field(ge=1)] | Literal["fresh"] = Field(
+        1, description="distinct compositions of the full data: a number, cycled, or fresh for one each epoch"
+    )
+
+
+class ScoreConfig(Section):
+    """Stage one."""
+
+    codec: str = Field("f16", description="how a batch's matrix is stored")
+    temperature: float | None = Field(None, gt=0, description="tau of Eq. (2); none: the teacher's own")
+    shard_batches: int = Field(64, ge=1, description="batches in one shard")
+    encode_batch: int = Field(1024, ge=1, description="instances in one forward pass of the teacher")
+
+
+class DistillConfig(Section):
+    """How teachers' scores become a target and a loss (paper 3.6, 3.7)."""
+
+    weight: float = Field(10.0, ge=0, alias="lambda", description="lambda of Eq. (10)")
+    weights: Literal["validation", "uniform"] | dict[str, float] = Field(
+        "validation", description="teacher weights w_k: validation NDCG@10, uniform, or given"
+    )
+    normalisation: Literal["softmax", "minmax", "zscore"] = "softmax"
+    epsilon: float | None = Field(
+        None, ge=0, description="threshold of the inconsistency; none: the quantile below decides"
+    )
+    epsilon_quantile: float = Field(0.5, ge=0, le=1, description="share of instances that keep every teacher")
+    consistency: Literal["instance", "pair", "off"] = "instance"
+    direction: Literal["student", "teacher"] = Field("student", description="student: KL(p || q), Eq. (9)")
+    temperature: float | None = Field(None, gt=0, description="re-normalise the stored scores to this tau")
+
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+
+class TrainConfig(Section):
+    """The training loop, for students and for teachers."""
+
+    lr: float = Field(1e-3, gt=0)
+    weight_decay: float = Field(1e-5, ge=0, description="L2 regularisation inside Adam")
+    batch_size: int | None = Field(None, ge=2, description="instances a step when no plan gives it (teachers)")
+    epochs: int | None = Field(None, ge=1, description="most epochs; none: as planned")
+    patience: int = Field(10, ge=1, description="validations without a better NDCG@10 before stopping")
+    validate_every: int = Field(1, ge=1, description="epochs between validations")
+    clip_norm: float | None = Field(None, gt=0)
+    ce: Literal["full", "in-batch", "in-batch-logq"] = "full"
+    precision: Literal["fp32", "bf16"] = "fp32"
+    device: str = Field("auto", description="auto: cuda where there is one, else cpu")
+    checkpoint_steps: int | None = Field(None, ge=1, description="steps between checkpoints; none: every epoch")
+
+
+class RunConfig(Section):
+    """Everything a command can be told."""
+
+    seed: int = Field(2024, ge=0)
+    prepare: PrepareConfig = PrepareConfig()
+    features: dict[str, Any] = Field(default_factory=dict, description="keys of `ckd encode-items`")
+    plan: PlanConfig = PlanConfig()
+    score: ScoreConfig = ScoreConfig()
+    distill: DistillConfig = DistillConfig()
+    train: TrainConfig = TrainConfig()
+    student: dict[str, Any] = Field(default_factory=dict, description="the student's own keys")
+    teacher: dict[str, Any] = Field(default_factory=dict, description="the teacher's own keys")
+
+
+M = TypeVar("M", bound=BaseModel)
+
+
+def parse(model: type[M], values: dict[str, Any], where: str) -> M:
+    """Validate `values` as `model`.
+
+    Raises:
+        ConfigError: one line that names the key, the value and, for an unknown key, the nearest known one.
+    """
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            known = _keys_beside(model, first["loc"])
+            raise ConfigError(f"{where}: unknown key {key!r}.{did_you_mean(str(first['loc'][-1]), known)}") from None
+        message = first["msg"][0].lower() + first["msg"][1:]
+        raise ConfigError(f"{where}: {key}={first['input']!r}: {message}.") from None
+
+
+def _keys_beside(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
+    for part in location[:-1]:
+        annotation = model.model_fields[str(part)].annotation
+        assert isinstance(annotation, type)
+        assert issubclass(annotation, BaseModel)
+        model = annotation
+    return [field.alias or name for name, field in model.model_fields.items()]
+
+
+def load_config(path: Path | None = None, overrides: list[str] | None = None) -> RunConfig:
+    """The configuration from a YAML file and `section.key=value` overrides, later ones winning.
+
+    Raises:
+        ConfigError: the file is no YAML mapping, or a key or value does not fit.
+    """
+    values: dict[str, Any] = {}
+    if path is not None:
+        try:
+            loaded = yaml.safe_load(path.read_text())
+        except FileNotFoundError:
+            raise ConfigError(f"{path}: no such configuration file.") from None
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}.") from None
+        if loaded is not None and not isinstance(loaded, dict):
+            raise ConfigError(f"{path}: expected a mapping of sections, found {type(loaded).__name__}.")
+        values = loaded or {}
+    for override in overrides or []:
+        key, equals, text = override.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"override {override!r}: write section.key=value, such as plan.buckets=4.")
+        *sections, last = key.split(".")
+        target = values
+        for section in sections:
+            target = target.setdefault(section, {})
+            if not isinstance(target, dict):
+                raise ConfigError(f"override {override!r}: {section!r} is a value, not a section.")
+        try:
+            target[last] = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise ConfigError(f"override {override!r}: {text!r} is not valid YAML.") from None
+    return parse(RunConfig, values, str(path) if path else "configuration")
