@@ -1,0 +1,121 @@
+"""Files and folders appear whole or not at all."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from ckd.data.atomic import replace_file, replace_folder, write_json
+
+
+def entries(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_file_appears_when_written(tmp_path: Path) -> None:
+    target = tmp_path / "deep" / "file"
+    with replace_file(target) as partial:
+        partial.write_text("new")
+        assert not target.exists()
+    assert target.read_text() == "new"
+    assert entries(target.parent) == ["file"]
+
+
+def test_an_error_leaves_the_old_file(tmp_path: Path) -> None:
+    target = tmp_path / "file"
+    target.write_text("old")
+
+    def interrupted() -> None:
+        with replace_file(target) as partial:
+            partial.write_text("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert target.read_text() == "old"
+    assert entries(tmp_path) == ["file"]
+
+
+def test_a_file_never_written_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError), replace_file(tmp_path / "file"):
+        pass
+    assert entries(tmp_path) == []
+
+
+def test_a_folder_appears_when_written(tmp_path: Path) -> None:
+    target = tmp_path / "deep" / "folder"
+    with replace_folder(target) as partial:
+        (partial / "inner").mkdir()
+        (partial / "inner" / "a").write_text("1")
+        assert not target.exists()
+    assert (target / "inner" / "a").read_text() == "1"
+    assert entries(target.parent) == ["folder"]
+
+
+def test_a_folder_is_replaced_whole_but_for_what_is_kept(tmp_path: Path) -> None:
+    target = tmp_path / "folder"
+    for name in ("kept", "own", "gone"):
+        (target / name).mkdir(parents=True)
+        (target / name / "old").write_text("old")
+    with replace_folder(target, keep=("kept", "own", "absent")) as partial:
+        (partial / "own").mkdir()
+    assert entries(target) == ["kept", "own"]
+    assert (target / "kept" / "old").read_text() == "old"
+    assert entries(target / "own") == []
+    assert entries(tmp_path) == ["folder"]
+
+
+def test_an_error_while_writing_leaves_the_old_folder(tmp_path: Path) -> None:
+    target = tmp_path / "folder"
+    target.mkdir()
+    (target / "a").write_text("old")
+
+    def failing() -> None:
+        with replace_folder(target, keep=("a",)) as partial:
+            (partial / "b").write_text("half")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        failing()
+    assert entries(target) == ["a"]
+    assert entries(tmp_path) == ["folder"]
+
+
+@pytest.mark.parametrize("failing", range(3))
+def test_an_error_at_any_rename_leaves_the_old_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: int
+) -> None:
+    target = tmp_path / "folder"
+    target.mkdir()
+    (target / "kept").write_text("old")
+    (target / "domain").write_text("old")
+    rename, calls = Path.rename, 0
+
+    def fails_once(self: Path, other: Path) -> Path:
+        nonlocal calls
+        calls += 1
+        if calls == failing + 1:
+            raise OSError("no space")
+        return rename(self, other)
+
+    def save() -> None:
+        with replace_folder(target, keep=("kept",)) as partial:
+            (partial / "domain").write_text("new")
+            monkeypatch.setattr(Path, "rename", fails_once)
+
+    with pytest.raises(OSError, match="no space"):
+        save()
+    assert calls > failing
+    assert {path.name: path.read_text() for path in target.iterdir()} == {"kept": "old", "domain": "old"}
+    assert entries(tmp_path) == ["folder"]
+
+
+def test_json_is_sorted_and_ends_with_a_line_feed(tmp_path: Path) -> None:
+    path = tmp_path / "value.json"
+    write_json(path, {"b": Path("x"), "a": [1, 2]})
+    text = path.read_text()
+    assert json.loads(text) == {"a": [1, 2], "b": "x"}
+    assert text.index('"a"') < text.index('"b"')
+    assert text.endswith("}\n")
