@@ -1,0 +1,76 @@
+"""Where artefacts lie below the work folder, and what is written beside each of them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from ckd.errors import DataError
+
+#: Packages whose versions are recorded with every result.
+RECORDED = ("ckd-mdsr", "torch", "numpy", "polars", "pyarrow", "transformers", "open_clip_torch")
+
+
+def domain_folder(work: Path, domain: str) -> Path:
+    return work / "domains" / domain
+
+
+def teacher_folder(work: Path, domain: str, run: str) -> Path:
+    return work / "teachers" / domain / run
+
+
+def pretrained_folder(work: Path, run: str) -> Path:
+    return work / "pretrained" / run
+
+
+def plans_folder(work: Path, domain: str) -> Path:
+    return work / "plans" / domain
+
+
+def scores_folder(work: Path, domain: str, plan: str) -> Path:
+    return work / "scores" / domain / plan
+
+
+def student_folder(work: Path, domain: str, run: str) -> Path:
+    return work / "students" / domain / run
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python, the machine and the packages that a result depends on."""
+    found = {"python": platform.python_version(), "machine": f"{platform.system()} {platform.machine()}"}
+    for name in RECORDED:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def content_hash(*paths: Path) -> str:
+    """Hash over the bytes of files, in this order."""
+    digest = hashlib.blake2b(digest_size=16)
+    for path in paths:
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).digest())
+    return digest.hexdigest()
+
+
+def read_json(path: Path, remedy: str) -> dict[str, Any]:
+    """The JSON object in `path`.
+
+    Raises:
+        DataError: there is no such file, or it is no JSON; the line ends with `remedy`.
+    """
+    try:
+        value = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file. {remedy}") from None
+    except (ValueError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: not valid JSON ({error}). {remedy}") from None
+    if not isinstance(value, dict):
+        raise DataError(f"{path}: expected a JSON object, found {type(value).__name__}. {remedy}")
+    return value
