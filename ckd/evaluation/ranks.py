@@ -1,0 +1,350 @@
+"""The rank of every user's target among all items: what all metrics and paired tests derive from.
+
+Nothing is sorted: a rank is one plus the number of items that score higher. Items that tie with the target count as
+ahead of it by half, rounded up, so that a model which scores all items alike ranks every target in the middle, and
+the result does not depend on the order of the catalogue.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from ckd.data.atomic import replace_file
+from ckd.data.batch import Batch, Batches
+from ckd.data.domain import SPLITS, Domain, Instances, Split
+from ckd.errors import CkdError, DataError
+from ckd.nn.recommender import Recommender
+from ckd.teachers.protocol import Teacher
+
+FORMAT = 1
+#: Key of the Parquet schema's metadata.
+META = b"ckd.ranks"
+
+#: Items that a teacher encodes at once.
+ITEM_BATCH = 1024
+
+Ints = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """One row for each target of a split, ordered by user and then time.
+
+    Attributes:
+        user: (n,) int64 users.
+        raw_id: (n,) the users' raw ids.
+        target: (n,) int64 target items.
+        rank: (n,) int64 rank of the target, from 1 to `n_items`.
+        history_length: (n,) int64 items in the history that the model saw.
+        popularity: (n,) int64 how often the target occurs in the training part.
+        n_items: number of items ranked, padding not counted.
+        domain: name of the domain.
+        fingerprint: fingerprint of the domain.
+        split: the split whose targets are ranked.
+        model: what was evaluated, such as a run's name or the hash of its weights.
+        mask_history: items of the user's past were left out of the ranking, the target excepted.
+    """
+
+    user: Ints
+    raw_id: pl.Series
+    target: Ints
+    rank: Ints
+    history_length: Ints
+    popularity: Ints
+    n_items: int
+    domain: str
+    fingerprint: str
+    split: Split
+    model: str
+    mask_history: bool
+
+    def __len__(self) -> int:
+        return len(self.user)
+
+
+def rank_targets(
+    recommender: Recommender | Teacher,
+    domain: Domain,
+    split: Split,
+    *,
+    batch_size: int = 1024,
+    device: torch.device | str | None = None,
+    mask_history: bool = False,
+    item_block: int = 16384,
+    model: str = "",
+) -> Ranks:
+    """Rank the target of every instance of `split` among all items of the domain, in one pass.
+
+    Scores of `batch_size` x `item_block` are held at a time, whatever the size of the catalogue. The model is switched
+    to evaluation mode meanwhile and left as it was.
+
+    Args:
+        recommender: a student or a teacher.
+        batch_size: instances in one forward pass; they go by length, so that little is padded.
+        device: where to compute; a model elsewhere is moved there. None: where the model is.
+        mask_history: leave out all items of the user's past except the target. The published tables do not.
+        item_block: items scored at a time.
+        model: name of what is evaluated, kept with the ranks.
+
+    Raises:
+        DataError: the split has no target with a history, or the model was made for another number of items.
+        CkdError: the model gives NaN for a score.
+    """
+    if batch_size < 1 or item_block < 1:
+        raise ValueError(f"batch_size {batch_size} and item_block {item_block} must be at least 1")
+    instances = domain.instances(split)
+    if not len(instances):
+        raise DataError(f"{domain.name}: no {split} target with a history to rank.")
+    if isinstance(recommender, nn.Module) and device is not None:
+        recommender.to(device)
+    device = torch.device(device) if device is not None else _device_of(recommender)
+    order = np.argsort(instances.lengths, kind="stable")
+    build = Batches(domain, instances)
+    parts = []
+    with _evaluation_mode(recommender), torch.no_grad():
+        encode, score = _scoring(recommender, domain, device)
+        for start in range(0, len(order), batch_size):
+            ids = order[start : start + batch_size]
+            encoded = encode(build(ids).to(device))
+            seen = _seen(domain, instances, ids) if mask_history else None
+            parts.append(_rank_batch(score, encoded, instances.targets[ids], seen, domain.n_items, item_block))
+        found = torch.cat(parts).cpu().numpy()
+    rank = np.empty(len(order), dtype=np.int64)
+    rank[order] = found
+    failed = np.flatnonzero(rank < 1)
+    if len(failed):
+        user = domain.user_ids[int(instances.users[failed[0]])]
+        raise CkdError(
+            f"{model or type(recommender).__name__}: NaN among the scores of {len(failed)} of {len(rank)} targets of "
+            f"{domain.name}, the first of user {user!r}. It diverged: use an earlier checkpoint, or lower lr."
+        )
+    return Ranks(
+        user=instances.users.astype(np.int64),
+        raw_id=domain.user_ids[instances.users].rename("raw_id"),
+        target=instances.targets.astype(np.int64),
+        rank=rank,
+        history_length=instances.lengths,
+        popularity=domain.popularity[instances.targets].astype(np.int64),
+        n_items=domain.n_items,
+        domain=domain.name,
+        fingerprint=domain.fingerprint,
+        split=split,
+        model=model,
+        mask_history=mask_history,
+    )
+
+
+#: Scores (B, hi - lo) of the items lo..hi-1 for encoded instances.
+Score = Callable[[torch.Tensor, int, int], torch.Tensor]
+
+
+def _scoring(
+    recommender: Recommender | Teacher, domain: Domain, device: torch.device
+) -> tuple[Callable[[Batch], torch.Tensor], Score]:
+    """How to encode a batch, and how to score a block of items for what came out."""
+    if isinstance(recommender, Recommender) and not recommender.factored:
+        model = recommender
+
+        def score_ids(encoded: torch.Tensor, low: int, high: int) -> torch.Tensor:
+            return model.score_items(encoded, torch.arange(low, high, device=device)).float()
+
+        return model.encode, score_ids
+    if isinstance(recommender, Recommender):
+        encode = recommender.encode
+        table = recommender.item_table().float()
+        if len(table) != domain.n_items + 1:
+            raise DataError(
+                f"{type(recommender).__name__} knows {len(table) - 1} items, {domain.name} has {domain.n_items}: "
+                "it was made for another domain."
+            )
+        table = table[1:]
+        cosine = False
+    else:
+        encode = recommender.encode_instances
+        ids = torch.split(torch.arange(1, domain.n_items + 1, device=device), ITEM_BATCH)
+        table = torch.cat([recommender.encode_items(part).to(device).float() for part in ids])
+        cosine = recommender.similarity == "cosine"
+        table = F.normalize(table, dim=1) if cosine else table
+
+    def encode_vectors(batch: Batch) -> torch.Tensor:
+        vectors = encode(batch).to(device).float()
+        return F.normalize(vectors, dim=1) if cosine else vectors
+
+    def score_vectors(encoded: torch.Tensor, low: int, high: int) -> torch.Tensor:
+        return encoded @ table[low - 1 : high - 1].T
+
+    return encode_vectors, score_vectors
+
+
+def _rank_batch(
+    score: Score,
+    encoded: torch.Tensor,
+    targets: npt.NDArray[np.int32],
+    seen: tuple[Ints, Ints] | None,
+    n_items: int,
+    item_block: int,
+) -> torch.Tensor:
+    """(B,) int64 ranks of the targets, 0 where a score is NaN.
+
+    Instances whose targets share an item block go together, their own block first: the target's score then comes out
+    of the same product as its rivals', so equal items tie exactly, and every score is computed once.
+    """
+    starts = range(1, n_items + 1, item_block)
+    own = (targets - 1) // item_block
+    ranks = torch.empty(len(targets), dtype=torch.int64, device=encoded.device)
+    for block in np.unique(own):
+        rows = np.flatnonzero(own == block)
+        index = torch.from_numpy(rows).to(encoded.device)
+        blocks = [starts[block], *(start for start in starts if start != starts[block])]
+        bounds = [(low, min(low + item_block, n_items + 1)) for low in blocks]
+        part = encoded if len(rows) == len(targets) else encoded[index]
+        ranks[index] = _count(score, part, targets[rows], _of_rows(seen, rows), bounds)
+    return ranks
+
+
+def _count(
+    score: Score,
+    encoded: torch.Tensor,
+    targets: npt.NDArray[np.int32],
+    seen: tuple[Ints, Ints] | None,
+    bounds: list[tuple[int, int]],
+) -> torch.Tensor:
+    """(B,) int64 ranks by comparing the target's score, found in the first of the blocks, with all others."""
+    device = encoded.device
+    columns = torch.from_numpy(targets.astype(np.int64) - bounds[0][0]).to(device)[:, None]
+    higher = torch.zeros(len(targets), dtype=torch.int64, device=device)
+    tied = torch.full_like(higher, -1)  # the target ties with itself
+    valid = torch.ones_like(higher, dtype=torch.bool)
+    target = flags = torch.empty(0, device=device)
+    for low, high in bounds:
+        scores = score(encoded, low, high)
+        if low == bounds[0][0]:
+            target = scores.gather(1, columns)
+        # Comparing into floats is several times faster to sum than booleans; counts below 2**24 are exact.
+        flags = flags if flags.shape == scores.shape else torch.empty_like(scores)
+        higher += torch.gt(scores, target, out=flags).sum(1).long()
+        tied += torch.eq(scores, target, out=flags).sum(1).long()
+        valid &= ~scores.amax(1).isnan()
+        if seen is not None:
+            inside = (seen[1] >= low) & (seen[1] < high)
+            rows, items = (torch.from_numpy(part[inside]).to(device) for part in seen)
+            masked, limit = scores[rows, items - low], target[rows, 0]
+            higher.index_add_(0, rows, (masked > limit).long(), alpha=-1)
+            tied.index_add_(0, rows, (masked == limit).long(), alpha=-1)
+    return torch.where(valid, 1 + higher + (tied + 1) // 2, 0)
+
+
+def _seen(domain: Domain, instances: Instances, ids: Ints) -> tuple[Ints, Ints]:
+    """(m,) rows of the batch and (m,) items: the distinct items of each user's whole past, the target excepted."""
+    first = domain.indptr[instances.users[ids]]
+    counts = instances.stops[ids] - first
+    rows = np.repeat(np.arange(len(ids)), counts)
+    positions = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts) + np.repeat(first, counts)
+    items = domain.items[positions].astype(np.int64)
+    rivals = items != instances.targets[ids][rows]
+    pairs = np.unique(rows[rivals] * (domain.n_items + 1) + items[rivals])
+    return pairs // (domain.n_items + 1), pairs % (domain.n_items + 1)
+
+
+def _of_rows(seen: tuple[Ints, Ints] | None, rows: Ints) -> tuple[Ints, Ints] | None:
+    """The pairs of the given rows (ascending), which are numbered anew."""
+    if seen is None:
+        return None
+    at = np.minimum(np.searchsorted(rows, seen[0]), len(rows) - 1)
+    kept = rows[at] == seen[0]
+    return at[kept], seen[1][kept]
+
+
+def _device_of(recommender: Recommender | Teacher) -> torch.device:
+    if isinstance(recommender, nn.Module):
+        for tensor in (*recommender.parameters(), *recommender.buffers()):
+            return tensor.device
+    return torch.device("cpu")
+
+
+@contextmanager
+def _evaluation_mode(recommender: Recommender | Teacher) -> Iterator[None]:
+    """Evaluation mode, with every part's own mode restored afterwards (some keep frozen parts out of training)."""
+    if not isinstance(recommender, nn.Module):
+        yield
+        return
+    modes = [(part, part.training) for part in recommender.modules()]
+    recommender.eval()
+    try:
+        yield
+    finally:
+        recommender.train(modes[0][1])
+        for part, training in modes:
+            part.training = training
+
+
+def save_ranks(ranks: Ranks, path: Path) -> None:
+    """Write the ranks as Parquet with checksums: one row a target, what they belong to in the schema's metadata."""
+    table = pa.table(
+        {
+            "user": pa.array(ranks.user, pa.int32()),
+            "raw_id": pa.array(ranks.raw_id.to_list(), pa.string()),
+            "target": pa.array(ranks.target, pa.int32()),
+            "rank": pa.array(ranks.rank, pa.int32()),
+            "history_length": pa.array(ranks.history_length, pa.int32()),
+            "popularity": pa.array(ranks.popularity, pa.int64()),
+        }
+    )
+    meta = {
+        "format": FORMAT,
+        "n_items": ranks.n_items,
+        "domain": ranks.domain,
+        "fingerprint": ranks.fingerprint,
+        "split": ranks.split,
+        "model": ranks.model,
+        "mask_history": ranks.mask_history,
+    }
+    table = table.replace_schema_metadata({META: json.dumps(meta, sort_keys=True)})
+    with replace_file(path) as partial:
+        pq.write_table(table, partial, compression="zstd", write_page_checksum=True)
+
+
+def load_ranks(path: Path, domain: Domain | None = None) -> Ranks:
+    """Read ranks that `save_ranks` wrote.
+
+    Args:
+        domain: refuse ranks of anything else.
+
+    Raises:
+        DataError: no such file, damaged, not ranks, another format, or ranks of another domain.
+    """
+    try:
+        table = pq.read_table(path, page_checksum_verification=True)
+    except FileNotFoundError:
+        raise DataError(f"{path}: no ranks here. Run `ckd evaluate` first.") from None
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{path}: damaged ({str(error).splitlines()[0]}). Delete it and evaluate again.") from None
+    stored = (table.schema.metadata or {}).get(META)
+    if stored is None:
+        raise DataError(f"{path}: Parquet, but holds no ranks. Name a file that `ckd evaluate` wrote.")
+    meta = json.loads(stored)
+    if meta.pop("format", None) != FORMAT or meta["split"] not in SPLITS:
+        raise DataError(f"{path}: ranks of another format than {FORMAT}, the one read here. Evaluate again.")
+    if domain is not None and meta["fingerprint"] != domain.fingerprint:
+        raise DataError(
+            f"{path}: ranks of {meta['domain']} with fingerprint {meta['fingerprint']}, but {domain.name} has "
+            f"{domain.fingerprint}. Evaluate again on this domain."
+        )
+    numbers = {
+        name: table[name].to_numpy().astype(np.int64)
+        for name in ("user", "target", "rank", "history_length", "popularity")
+    }
+    return Ranks(raw_id=pl.Series("raw_id", table["raw_id"].to_pylist(), dtype=pl.String), **numbers, **meta)

@@ -1,0 +1,133 @@
+"""The post-norm transformer of SASRec as RecBole ships it, shared by SASRec, UniSRec, UniM2Rec and BERT4Rec.
+
+Shapes: B sequences, L positions, D hidden size, H heads. Module names are those of the published checkpoints.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from ckd.nn.dropout import Dropout
+
+#: What the published models add to the logit of a masked key, in place of minus infinity.
+MASKED = -10000.0
+
+
+class MultiHeadAttention(nn.Module):
+    """Scaled dot-product attention, output projection, dropout, residual, LayerNorm."""
+
+    def __init__(self, n_heads: int, hidden: int, hidden_dropout: float, attention_dropout: float, eps: float) -> None:
+        super().__init__()
+        if hidden % n_heads:
+            raise ValueError(f"hidden size {hidden} is no multiple of {n_heads} heads")
+        self.n_heads = n_heads
+        self.attention_dropout = attention_dropout
+        self.query = nn.Linear(hidden, hidden)
+        self.key = nn.Linear(hidden, hidden)
+        self.value = nn.Linear(hidden, hidden)
+        self.dense = nn.Linear(hidden, hidden)
+        self.LayerNorm = nn.LayerNorm(hidden, eps=eps)
+        self.out_dropout = Dropout(hidden_dropout)
+
+    def forward(self, x_BLD: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Attend; `mask` (B, 1, L, L) is added to the logits."""
+        B, L, D = x_BLD.shape
+
+        def heads(x: torch.Tensor) -> torch.Tensor:
+            return x.view(B, L, self.n_heads, D // self.n_heads).transpose(1, 2)
+
+        mixed = F.scaled_dot_product_attention(
+            heads(self.query(x_BLD)),
+            heads(self.key(x_BLD)),
+            heads(self.value(x_BLD)),
+            attn_mask=mask.to(x_BLD.dtype),
+            dropout_p=self.attention_dropout if self.training else 0.0,
+        )
+        mixed = self.dense(mixed.transpose(1, 2).reshape(B, L, D))
+        return self.LayerNorm(self.out_dropout(mixed) + x_BLD)
+
+
+class FeedForward(nn.Module):
+    """Two linear layers with GELU (erf form), dropout, residual, LayerNorm."""
+
+    def __init__(self, hidden: int, inner: int, dropout: float, eps: float) -> None:
+        super().__init__()
+        self.dense_1 = nn.Linear(hidden, inner)
+        self.dense_2 = nn.Linear(inner, hidden)
+        self.LayerNorm = nn.LayerNorm(hidden, eps=eps)
+        self.dropout = Dropout(dropout)
+
+    def forward(self, x_BLD: torch.Tensor) -> torch.Tensor:
+        return self.LayerNorm(self.dropout(self.dense_2(F.gelu(self.dense_1(x_BLD)))) + x_BLD)
+
+
+class TransformerLayer(nn.Module):
+    """Attention and feed-forward block."""
+
+    def __init__(
+        self, n_heads: int, hidden: int, inner: int, hidden_dropout: float, attention_dropout: float, eps: float
+    ) -> None:
+        super().__init__()
+        self.multi_head_attention = MultiHeadAttention(n_heads, hidden, hidden_dropout, attention_dropout, eps)
+        self.feed_forward = FeedForward(hidden, inner, hidden_dropout, eps)
+
+    def forward(self, x_BLD: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        return self.feed_forward(self.multi_head_attention(x_BLD, mask))
+
+
+class TransformerEncoder(nn.Module):
+    """A stack of layers."""
+
+    def __init__(
+        self,
+        n_layers: int,
+        n_heads: int,
+        hidden: int,
+        inner: int,
+        hidden_dropout: float,
+        attention_dropout: float,
+        eps: float = 1e-12,
+    ) -> None:
+        super().__init__()
+        self.layer = nn.ModuleList(
+            TransformerLayer(n_heads, hidden, inner, hidden_dropout, attention_dropout, eps) for _ in range(n_layers)
+        )
+
+    def forward(self, x_BLD: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        for layer in self.layer:
+            x_BLD = layer(x_BLD, mask)
+        return x_BLD
+
+
+def attention_mask(sequences: torch.Tensor, causal: bool, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """(B, 1, L, L) additive mask of (B, L) item sequences: padding is never a key, the future only if not `causal`."""
+    length = sequences.shape[1]
+    allowed = (sequences != 0)[:, None, None, :]
+    if causal:
+        allowed = allowed & torch.ones(length, length, dtype=torch.bool, device=sequences.device).tril()
+    else:
+        allowed = allowed.expand(-1, 1, length, -1)
+    return torch.zeros(allowed.shape, dtype=dtype, device=sequences.device).masked_fill_(~allowed, MASKED)
+
+
+def packed_mask(segments: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """(P, 1, W, W) additive causal mask of packed rows: a position attends to its own sequence up to itself."""
+    width = segments.shape[1]
+    allowed = (segments[:, :, None] == segments[:, None, :]) & torch.ones(
+        width, width, dtype=torch.bool, device=segments.device
+    ).tril()
+    return torch.zeros(allowed.shape, dtype=dtype, device=segments.device).masked_fill_(~allowed, MASKED)[:, None]
+
+
+def initialise(module: nn.Module, std: float) -> None:
+    """The published initialisation: weights N(0, std), LayerNorm one and zero, other biases zero."""
+    for part in module.modules():
+        if isinstance(part, nn.Linear | nn.Embedding):
+            part.weight.data.normal_(mean=0.0, std=std)
+        elif isinstance(part, nn.LayerNorm):
+            part.bias.data.zero_()
+            part.weight.data.fill_(1.0)
+        if isinstance(part, nn.Linear) and part.bias is not None:
+            part.bias.data.zero_()
