@@ -1,0 +1,102 @@
+"""Everything a training run needs to go on as if it had never stopped, in one safetensors file."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from ckd.data.atomic import replace_file
+from ckd.errors import DataError
+
+
+@dataclass
+class TrainState:
+    """Where a run is.
+
+    Attributes:
+        epoch, step: the next step to take; step counts within the epoch.
+        best, best_epoch: best validation NDCG@10 so far and the epoch that reached it.
+        stale: validations since then that count towards early stopping.
+        finished: early stopping or the last epoch was reached.
+        rows: one log row for each finished epoch.
+        sums: what the epoch in progress has summed up so far.
+    """
+
+    epoch: int = 0
+    step: int = 0
+    best: float = -1.0
+    best_epoch: int = -1
+    stale: int = 0
+    finished: bool = False
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    sums: dict[str, float] = field(default_factory=dict)
+
+
+def save_checkpoint(
+    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: TrainState, identity: dict[str, Any]
+) -> None:
+    """Write model, optimizer, random generators and state, atomically.
+
+    Args:
+        identity: what the run is of (configuration and fingerprints); `load_checkpoint` compares it.
+    """
+    tensors = {f"model.{name}": value.detach().contiguous() for name, value in model.state_dict().items()}
+    for index, values in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{index}.{name}": value for name, value in values.items()}
+    tensors["rng.cpu"] = torch.get_rng_state()
+    if torch.cuda.is_available():
+        tensors["rng.cuda"] = torch.cuda.get_rng_state()
+    metadata = {"state": json.dumps(asdict(state)), "identity": json.dumps(identity, sort_keys=True, default=str)}
+    with replace_file(path) as partial:
+        save_file(tensors, partial, metadata)
+
+
+def load_checkpoint(
+    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, identity: dict[str, Any]
+) -> TrainState:
+    """Restore what `save_checkpoint` wrote into `model`, `optimizer` and the random generators.
+
+    Raises:
+        DataError: the file is damaged, or belongs to a run with another configuration or other inputs.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata()
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+    except (SafetensorError, OSError) as error:
+        raise DataError(f"{path}: not a readable checkpoint ({error}). Delete it to train from the start.") from None
+    found = json.loads(metadata["identity"])
+    expected = json.loads(json.dumps(identity, sort_keys=True, default=str))
+    if found != expected:
+        key = next(k for k in sorted({*found, *expected}) if found.get(k) != expected.get(k))
+        raise DataError(
+            f"{path}: the run in this folder has {key} = {_short(found.get(key))}, this one has "
+            f"{_short(expected.get(key))}. Give another --run, or --restart to discard it."
+        )
+    model.load_state_dict(_part(tensors, "model."))
+    saved = optimizer.state_dict()
+    saved["state"] = {}
+    for name, value in _part(tensors, "optimizer.").items():
+        index, key = name.split(".", 1)
+        saved["state"].setdefault(int(index), {})[key] = value
+    optimizer.load_state_dict(saved)
+    torch.set_rng_state(tensors["rng.cpu"])
+    if "rng.cuda" in tensors and torch.cuda.is_available():
+        torch.cuda.set_rng_state(tensors["rng.cuda"])
+    return TrainState(**json.loads(metadata["state"]))
+
+
+def _part(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, sort_keys=True)
+    return text if len(text) <= 120 else text[:117] + "..."

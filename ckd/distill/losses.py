@@ -1,0 +1,147 @@
+"""The training losses as pure functions of tensors (paper Eqs. 6, 8, 9, 10).
+
+Shapes: B instances of a batch, which are also its B in-batch items; N rows of the item table; d vector size.
+Everything is computed in float32 and in log space, whatever the precision of the vectors.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch.nn import functional as F
+
+Direction = Literal["student", "teacher"]
+
+#: Rows of the logit matrix that are held at a time, as a number of elements: 64 MiB in float32.
+BLOCK_ELEMENTS = 1 << 24
+
+
+class _FullSoftmaxCrossEntropy(torch.autograd.Function):
+    """Cross-entropy over the whole table whose logits exist only block by block.
+
+    The gradient of each block is taken while its logits are at hand, so that the backward pass costs two products and
+    no logits are kept: memory does not grow with B * N.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, encoded: torch.Tensor, table: torch.Tensor, targets: torch.Tensor, scale: float, first_row: int
+    ) -> torch.Tensor:
+        n, rows = len(encoded), table.shape[0]
+        step = max(1, min(n, BLOCK_ELEMENTS // rows))
+        loss = torch.zeros((), dtype=torch.promote_types(table.dtype, torch.float32), device=table.device)
+        need_encoded, need_table = ctx.needs_input_grad[:2]
+        grad_encoded = torch.empty_like(encoded) if need_encoded else None
+        grad_table: torch.Tensor | None = None
+        for start in range(0, n, step):
+            block, target = encoded[start : start + step], targets[start : start + step, None]
+            logits = (block @ table.T).to(loss.dtype)
+            if scale != 1.0:
+                logits *= scale
+            if first_row:
+                logits[:, :first_row] = -torch.inf
+            normaliser = logits.logsumexp(dim=1, keepdim=True)
+            loss += (normaliser - logits.gather(1, target)).sum()
+            if not (need_encoded or need_table):
+                continue
+            slope = logits.sub_(normaliser).exp_()
+            slope.scatter_add_(1, target, slope.new_full((1, 1), -1.0).expand_as(target))
+            slope = slope.mul_(scale / n).to(table.dtype)
+            if grad_encoded is not None:
+                torch.mm(slope, table, out=grad_encoded[start : start + step])
+            if need_table:
+                part = slope.T @ block
+                grad_table = part if grad_table is None else grad_table.add_(part)
+        ctx.save_for_backward(grad_encoded, grad_table)
+        return loss / n
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        grad_encoded, grad_table = ctx.saved_tensors
+        factor = grads[0]
+
+        def scaled(grad: torch.Tensor | None) -> torch.Tensor | None:
+            return None if grad is None else grad.mul(factor.to(grad.dtype))
+
+        return scaled(grad_encoded), scaled(grad_table), None, None, None
+
+
+def full_cross_entropy(
+    encoded: torch.Tensor,
+    table: torch.Tensor,
+    targets: torch.Tensor,
+    *,
+    scale: float = 1.0,
+    pad_in_softmax: bool = True,
+) -> torch.Tensor:
+    """Eq. (6) with every item of the catalogue as candidate: mean over instances.
+
+    Args:
+        encoded: (B, d) user vectors.
+        table: (N, d) item vectors, row 0 padding.
+        targets: (B,) rows of the positive items.
+        scale: what the dot product is multiplied by, 1 / temperature.
+        pad_in_softmax: keep row 0 among the candidates, as the published models do.
+    """
+    if torch.is_autocast_enabled(encoded.device.type):
+        dtype = torch.get_autocast_dtype(encoded.device.type)
+        encoded, table = encoded.to(dtype), table.to(dtype)
+    with torch.autocast(encoded.device.type, enabled=False):
+        return _FullSoftmaxCrossEntropy.apply(encoded, table, targets, scale, 0 if pad_in_softmax else 1)
+
+
+def in_batch_cross_entropy(
+    logits: torch.Tensor, mask: torch.Tensor, *, log_popularity: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Eq. (6) as the paper writes it: the batch's items are the candidates; mean over instances.
+
+    Args:
+        logits: (B, B) scores; the positives are on the diagonal.
+        mask: (B, B) bool, True where the column counts for the row.
+        log_popularity: (B,) log of the probability that a column's item is drawn into a batch; subtracting it (logQ
+            correction; Bengio and Senecal 2008, Yi et al. 2019) makes the result an estimate of the full softmax.
+    """
+    logits = logits.float()
+    if log_popularity is not None:
+        logits = logits - log_popularity
+    targets = torch.arange(len(logits), device=logits.device)
+    return F.cross_entropy(logits.masked_fill(~mask, -torch.inf), targets)
+
+
+def masked_log_softmax(logits: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Log-softmax over the columns that count, minus infinity elsewhere; Eq. (8) for student logits.
+
+    Args:
+        logits: (..., B, B).
+        mask: (B, B) bool; every row has at least one True.
+    """
+    return logits.float().masked_fill(~mask, -torch.inf).log_softmax(dim=-1)
+
+
+def renormalise(log_scores: torch.Tensor, mask: torch.Tensor, factor: float = 1.0) -> torch.Tensor:
+    """Teacher log-scores over the columns that count, at another temperature: Eq. (2) again, exactly.
+
+    log softmax(z / tau') = log softmax((tau / tau') * log softmax(z / tau)), because a softmax forgets constants.
+
+    Args:
+        log_scores: (..., B, B) stored log-softmax at temperature tau.
+        mask: (B, B) bool.
+        factor: tau / tau'.
+    """
+    log_scores = log_scores.float()
+    return masked_log_softmax(log_scores if factor == 1.0 else log_scores * factor, mask)
+
+
+def distillation_loss(log_p: torch.Tensor, log_q: torch.Tensor, *, direction: Direction = "student") -> torch.Tensor:
+    """Mean over instances of KL(p || q), Eq. (9), or of KL(q || p) for `direction="teacher"`.
+
+    Args:
+        log_p: (B, B) the student's log-distribution, minus infinity at masked columns.
+        log_q: (B, B) the target's, minus infinity at the same columns.
+    """
+    a, b = (log_p, log_q) if direction == "student" else (log_q, log_p)
+    counted = ~torch.isneginf(a)
+    difference = torch.where(counted, a - b, 0.0)
+    # exp of minus infinity is 0, but its gradient times infinity is not: masked entries never enter the product.
+    return (torch.where(counted, a, 0.0).exp() * difference).sum(dim=-1).mean()

@@ -1,0 +1,333 @@
+"""The training loop, for every student and for every teacher that is trained by cross-entropy.
+
+Top-down: `fit` walks the planned epochs; each takes its steps, validates, logs and saves.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from safetensors.torch import load_file, save_file
+
+from ckd.config import TrainConfig
+from ckd.data.atomic import replace_file, write_json
+from ckd.data.batch import Batch, Batches
+from ckd.data.domain import Domain
+from ckd.distill.checkpoint import TrainState, load_checkpoint, save_checkpoint
+from ckd.distill.feed import Ahead
+from ckd.distill.losses import (
+    Direction,
+    distillation_loss,
+    full_cross_entropy,
+    in_batch_cross_entropy,
+    masked_log_softmax,
+)
+from ckd.distill.masks import in_batch_mask
+from ckd.distill.plan import FULL, Plan
+from ckd.distill.target import TargetBuilder
+from ckd.errors import CkdError
+from ckd.evaluation.metrics import ranking_metrics
+from ckd.evaluation.ranks import rank_targets
+from ckd.nn.recommender import Recommender
+
+Floats = npt.NDArray[np.floating]
+
+#: A loss beyond this has exploded: the log of any catalogue's size is far below.
+EXPLODED = 1e5
+
+
+class ScoreSource(Protocol):
+    """Streams the stored scores of several teachers in the order that training asks for."""
+
+    def stream(self, batch_ids: Iterable[int]) -> Iterable[tuple[int, Sequence[Floats]]]:
+        """Batch id and one (B, B) array of log-scores for each teacher."""
+        ...
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """What a distilled student learns from: stored scores, how they become a target, and lambda of Eq. (10)."""
+
+    scores: ScoreSource
+    target: TargetBuilder
+    weight: float
+    direction: Direction = "student"
+
+
+@dataclass(frozen=True)
+class Step:
+    """One batch ready for training."""
+
+    batch_id: int
+    batch: Batch
+    mask: torch.Tensor | None
+    scores: Sequence[torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The outcome of a run: best epoch, its validation metrics, and the log rows."""
+
+    best_epoch: int
+    metrics: dict[str, float]
+    rows: list[dict[str, Any]]
+
+
+class TrainingDiverged(CkdError):
+    """The loss is not a number any more, or has exploded."""
+
+
+class Trainer:
+    """Trains one model along one plan.
+
+    Args:
+        model: what is trained; its parameters that require a gradient.
+        domain: where the instances are.
+        plan: which batches in which order.
+        config: optimisation settings.
+        folder: where checkpoints and the log go.
+        identity: configuration and fingerprints of the run; a checkpoint of another run is refused.
+        distillation: none trains the base model through the same loop.
+        seed: of dropout and whatever else the model draws while training.
+        on_step: called with (epoch, step, steps in the epoch, instances per second).
+        on_epoch: called with each finished log row.
+    """
+
+    def __init__(
+        self,
+        model: Recommender,
+        domain: Domain,
+        plan: Plan,
+        config: TrainConfig,
+        folder: Path,
+        identity: dict[str, Any],
+        distillation: Distillation | None = None,
+        seed: int = 0,
+        on_step: Callable[[int, int, int, float], None] | None = None,
+        on_epoch: Callable[[dict[str, Any]], None] | None = None,
+    ) -> None:
+        self.device = pick_device(config.device)
+        self.model = model.to(self.device)
+        self.domain = domain
+        self.plan = plan
+        self.config = config
+        self.folder = folder
+        self.identity = identity
+        self.distillation = distillation if distillation and distillation.weight > 0 else None
+        self.on_step = on_step or (lambda *_: None)
+        self.on_epoch = on_epoch or (lambda _: None)
+        self.batches = Batches(domain, domain.instances("train"), share_prefixes=model.causal)
+        self.optimizer = torch.optim.Adam(
+            [p for p in model.parameters() if p.requires_grad],
+            lr=config.lr,
+            weight_decay=config.weight_decay,
+            fused=True,
+        )
+        self.state = TrainState()
+        self.seed = seed
+        counts = torch.from_numpy(domain.popularity).double().clamp_min(1)
+        self.log_popularity = (counts / counts.sum()).log().float().to(self.device)
+
+    def fit(self) -> Trained:
+        """Train until early stopping or the last planned epoch, from the last checkpoint where there is one.
+
+        Raises:
+            TrainingDiverged: names the step, the batch and the last good checkpoint.
+            DataError: the folder holds another run.
+        """
+        torch.manual_seed(self.seed)
+        if self.last.exists():
+            self.state = load_checkpoint(self.last, self.model, self.optimizer, self.identity)
+        epochs = min(self.config.epochs or self.plan.epochs, self.plan.epochs)
+        while not self.state.finished:
+            self._train_epoch()
+            self._finish_epoch(last=self.state.epoch + 1 >= epochs)
+        self.model.load_state_dict(load_file(self.best, device=str(self.device)))
+        best = next(row for row in self.state.rows if row["epoch"] == self.state.best_epoch)
+        metrics = {k.removeprefix("valid_"): v for k, v in best.items() if k.startswith("valid_")}
+        return Trained(self.state.best_epoch, metrics, self.state.rows)
+
+    @property
+    def last(self) -> Path:
+        return self.folder / "last.safetensors"
+
+    @property
+    def best(self) -> Path:
+        return self.folder / "best.safetensors"
+
+    def _train_epoch(self) -> None:
+        """Take the remaining steps of the current epoch."""
+        state = self.state
+        _, order = self.plan.schedule_of(state.epoch)
+        self.model.train()
+        feed = Ahead(self._raw_steps(order[state.step :]), self._prepare)
+        began = time.perf_counter()
+        for step in feed:
+            parts = self._step(step)
+            self._accumulate(parts, step)
+            now = time.perf_counter()
+            self._add("seconds", now - began)
+            self._add("waited", feed.take_waited())
+            began = now
+            state.step += 1
+            self.on_step(state.epoch, state.step, len(order), state.sums["instances"] / state.sums["seconds"])
+            if self.config.checkpoint_steps and state.step % self.config.checkpoint_steps == 0:
+                self._save_last()
+
+    def _raw_steps(self, order: npt.NDArray[np.integer]) -> Iterable[tuple[int, Sequence[Floats]]]:
+        if self.distillation is None:
+            return ((int(batch_id), ()) for batch_id in order)
+        return self.distillation.scores.stream([int(b) for b in order])
+
+    def _prepare(self, raw: tuple[int, Sequence[Floats]]) -> Step:
+        """Runs in the background thread: tensors on the device, and the mask where a loss needs one."""
+        batch_id, scores = raw
+        batch = self.batches(self.plan.batch(batch_id))
+        in_batch = self.distillation is not None or self.config.ce != "full"
+        mask = None
+        if in_batch:
+            mask = torch.from_numpy(in_batch_mask(batch.users.numpy(), batch.targets.numpy()))
+            mask = mask.to(self.device, non_blocking=True)
+        tensors = [torch.from_numpy(s).to(self.device, non_blocking=True) for s in scores]
+        return Step(batch_id, batch.to(self.device), mask, tensors)
+
+    def _step(self, step: Step) -> dict[str, torch.Tensor]:
+        """Forward, backward and update; returns the parts of the loss."""
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
+            encoded, table = self.model(step.batch)
+            ce = self._cross_entropy(step, encoded, table)
+            parts = {"ce": ce}
+            loss = ce
+            if self.distillation is not None:
+                assert step.mask is not None
+                target = self.distillation.target(step.scores, step.mask)
+                log_p = masked_log_softmax(self._in_batch_logits(step.batch, encoded, table), step.mask)
+                parts["kd"] = distillation_loss(log_p, target.log_q, direction=self.distillation.direction)
+                loss = ce + self.distillation.weight * parts["kd"]
+                for name, share in zip(self.distillation.target.teachers, target.dropped, strict=True):
+                    parts[f"dropped_{name}"] = share
+        parts["loss"] = loss
+        self.optimizer.zero_grad(set_to_none=True)
+        torch.autograd.backward(loss)
+        if self.config.clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
+        self.optimizer.step()
+        return parts
+
+    def _cross_entropy(self, step: Step, encoded: torch.Tensor, table: torch.Tensor | None) -> torch.Tensor:
+        """The base model's own loss where it has one, else cross-entropy as configured (Eq. 6)."""
+        own = self.model.base_loss(step.batch, encoded, table)
+        if own is not None:
+            return own
+        if self.config.ce == "full" and table is not None:
+            return full_cross_entropy(
+                encoded,
+                table,
+                step.batch.targets,
+                scale=self.model.logit_scale,
+                pad_in_softmax=self.model.pad_in_softmax,
+            )
+        assert step.mask is not None
+        log_popularity = self.log_popularity[step.batch.targets] if self.config.ce == "in-batch-logq" else None
+        logits = self._in_batch_logits(step.batch, encoded, table)
+        return in_batch_cross_entropy(logits, step.mask, log_popularity=log_popularity)
+
+    def _in_batch_logits(self, batch: Batch, encoded: torch.Tensor, table: torch.Tensor | None) -> torch.Tensor:
+        """(B, B) scores of the batch's target items, times the model's logit scale."""
+        items = batch.targets
+        logits = self.model.score_items(encoded, items) if table is None else encoded @ table[items].T
+        return logits if self.model.logit_scale == 1.0 else logits * self.model.logit_scale
+
+    def _accumulate(self, parts: dict[str, torch.Tensor], step: Step) -> None:
+        values = {name: float(value.detach()) for name, value in parts.items()}
+        if not math.isfinite(values["loss"]) or values["loss"] > EXPLODED:
+            kept = self.last if self.last.exists() else "none"
+            raise TrainingDiverged(
+                f"loss {values['loss']} at epoch {self.state.epoch}, step {self.state.step}, batch {step.batch_id} "
+                f"(cross-entropy {values['ce']}); last good checkpoint: {kept}. Lower train.lr or set train.clip_norm."
+            )
+        size = len(step.batch)
+        self._add("instances", size)
+        for name, value in values.items():
+            self._add(name, value * size)
+
+    def _add(self, name: str, value: float) -> None:
+        self.state.sums[name] = self.state.sums.get(name, 0.0) + value
+
+    def _finish_epoch(self, last: bool) -> None:
+        """Validate, log, keep the best model, decide whether to go on, save."""
+        state = self.state
+        row = self._log_row()
+        if state.epoch % self.config.validate_every == 0 or last:
+            row |= {f"valid_{name}": value for name, value in self.validate().items()}
+            if row["valid_ndcg@10"] > state.best:
+                state.best, state.best_epoch, state.stale = row["valid_ndcg@10"], state.epoch, 0
+                self._save_best(row)
+            elif row["stage"] == FULL:
+                # A curriculum stage leaves data out: only full epochs tell whether training has converged.
+                state.stale += 1
+        state.rows.append(row)
+        state.epoch, state.step, state.sums = state.epoch + 1, 0, {}
+        state.finished = last or state.stale >= self.config.patience
+        self._save_last()
+        self._write_log()
+        self.on_epoch(row)
+
+    def validate(self) -> dict[str, float]:
+        """Recall and NDCG on the validation targets, every item ranked."""
+        self.model.eval()
+        ranks = rank_targets(self.model, self.domain, "valid", device=self.device)
+        return ranking_metrics(ranks.rank)
+
+    def _log_row(self) -> dict[str, Any]:
+        sums = dict(self.state.sums)
+        instances, seconds, waited = sums.pop("instances"), sums.pop("seconds"), sums.pop("waited")
+        stage, _ = self.plan.schedule_of(self.state.epoch)
+        return {
+            "epoch": self.state.epoch,
+            "stage": stage,
+            "instances": int(instances),
+            **{name: value / instances for name, value in sorted(sums.items())},
+            "seconds": round(seconds, 3),
+            "instances_per_second": round(instances / seconds, 1),
+            "waiting_share": round(waited / seconds, 5),
+        }
+
+    def _save_best(self, row: dict[str, Any]) -> None:
+        tensors = {name: value.detach().contiguous() for name, value in self.model.state_dict().items()}
+        with replace_file(self.best) as partial:
+            save_file(tensors, partial)
+        write_json(self.folder / "best.json", {"log": row, "identity": self.identity})
+
+    def _save_last(self) -> None:
+        save_checkpoint(self.last, self.model, self.optimizer, self.state, self.identity)
+        write_json(self.folder / "last.json", asdict(self.state))
+
+    def _write_log(self) -> None:
+        names = list(dict.fromkeys(name for row in self.state.rows for name in row))
+        with replace_file(self.folder / "log.csv") as partial, partial.open("w", newline="") as file:
+            writer = csv.DictWriter(file, names, restval="")
+            writer.writeheader()
+            writer.writerows(self.state.rows)
+
+
+def with_defaults(train: TrainConfig, defaults: dict[str, Any]) -> TrainConfig:
+    """The training settings with a model's own defaults wherever the user has said nothing."""
+    said = {name: getattr(train, name) for name in train.model_fields_set}
+    return TrainConfig(**{**defaults, **said})
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of that name; `auto` is a GPU where there is one."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(name)
