@@ -1,0 +1,73 @@
+"""SASRec (Kang and McAuley, ICDM 2018): self-attention over a user's items, scored by dot product."""
+
+from __future__ import annotations
+
+from typing import Self
+
+import torch
+from torch import nn
+
+from ckd.data.batch import Batch
+from ckd.data.domain import Domain
+from ckd.nn.recommender import ModelConfig, Recommender
+from ckd.nn.transformer import TransformerEncoder, initialise, packed_mask
+
+
+class SASRecConfig(ModelConfig):
+    """Sizes of the paper's section 4.1.4; inner size as in UniSRec."""
+
+    hidden_size: int = 300
+    inner_size: int = 256
+    n_layers: int = 2
+    n_heads: int = 2
+    hidden_dropout: float = 0.1
+    attention_dropout: float = 0.1
+    layer_norm_eps: float = 1e-12
+    initializer_range: float = 0.02
+
+
+class SASRec(Recommender):
+    """SASRec as RecBole ships it; parameter names are RecBole's.
+
+    Args:
+        config: sizes and dropout.
+        n_items: number of items without padding.
+        max_length: longest history, in items.
+    """
+
+    Config = SASRecConfig
+
+    def __init__(self, config: SASRecConfig, n_items: int, max_length: int) -> None:
+        super().__init__()
+        self.config = config
+        c = config
+        self.item_embedding = nn.Embedding(n_items + 1, c.hidden_size, padding_idx=0)
+        self.position_embedding = nn.Embedding(max_length, c.hidden_size)
+        self.trm_encoder = TransformerEncoder(
+            c.n_layers,
+            c.n_heads,
+            c.hidden_size,
+            c.inner_size,
+            c.hidden_dropout,
+            c.attention_dropout,
+            c.layer_norm_eps,
+        )
+        self.LayerNorm = nn.LayerNorm(c.hidden_size, eps=c.layer_norm_eps)
+        self.dropout = nn.Dropout(c.hidden_dropout)
+        initialise(self, c.initializer_range)
+
+    @classmethod
+    def create(cls, config: SASRecConfig, domain: Domain) -> Self:
+        return cls(config, domain.n_items, domain.history_cap)
+
+    def encode(self, batch: Batch) -> torch.Tensor:
+        packed = batch.packed
+        x = self.item_embedding(packed.items) + self.position_embedding(packed.positions)
+        x = self.dropout(self.LayerNorm(x))
+        return packed.take(self.trm_encoder(x, packed_mask(packed.segments)))
+
+    def item_table(self) -> torch.Tensor:
+        return self.item_embedding.weight
+
+
+STUDENT = SASRec
