@@ -9,11 +9,10 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import nn
 
-from ckd.data.atomic import replace_file
 from ckd.errors import DataError
+from ckd.nn.weights import write_tensors
 
 
 @dataclass
@@ -54,8 +53,7 @@ def save_checkpoint(
     if torch.cuda.is_available():
         tensors["rng.cuda"] = torch.cuda.get_rng_state()
     metadata = {"state": json.dumps(asdict(state)), "identity": json.dumps(identity, sort_keys=True, default=str)}
-    with replace_file(path) as partial:
-        save_file(tensors, partial, metadata)
+    write_tensors(path, tensors, metadata)
 
 
 def load_checkpoint(
@@ -66,20 +64,16 @@ def load_checkpoint(
     Raises:
         DataError: the file is damaged, or belongs to a run with another configuration or other inputs.
     """
+    remedy = "Delete it to train from the start."
     try:
         with safe_open(path, "pt") as file:
-            metadata = file.metadata()
+            metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
     except (SafetensorError, OSError) as error:
-        raise DataError(f"{path}: not a readable checkpoint ({error}). Delete it to train from the start.") from None
-    found = json.loads(metadata["identity"])
-    expected = json.loads(json.dumps(identity, sort_keys=True, default=str))
-    if found != expected:
-        key = next(k for k in sorted({*found, *expected}) if found.get(k) != expected.get(k))
-        raise DataError(
-            f"{path}: the run in this folder has {key} = {_short(found.get(key))}, this one has "
-            f"{_short(expected.get(key))}. Give another --run, or --restart to discard it."
-        )
+        raise DataError(f"{path}: not a readable checkpoint ({error}). {remedy}") from None
+    if "identity" not in metadata or "state" not in metadata:
+        raise DataError(f"{path}: holds weights, but is no checkpoint of a run. {remedy}")
+    require_same_run(path, json.loads(metadata["identity"]), identity)
     model.load_state_dict(_part(tensors, "model."))
     saved = optimizer.state_dict()
     saved["state"] = {}
@@ -91,6 +85,38 @@ def load_checkpoint(
     if "rng.cuda" in tensors and torch.cuda.is_available():
         torch.cuda.set_rng_state(tensors["rng.cuda"])
     return TrainState(**json.loads(metadata["state"]))
+
+
+def require_same_run(path: Path, found: dict[str, Any], identity: dict[str, Any]) -> None:
+    """Refuse what another run has left.
+
+    Args:
+        path: where `found` was read, for the message.
+        found: identity of the run that is there.
+        identity: of the run that is to go on.
+
+    Raises:
+        DataError: they differ; names the first key that does, sections and all, and both values.
+    """
+    expected = json.loads(json.dumps(identity, sort_keys=True, default=str))
+    if found == expected:
+        return
+    key, theirs, ours = _first_difference(found, expected)
+    raise DataError(
+        f"{path}: belongs to a run with {key} = {_short(theirs)}, this one has {_short(ours)}. "
+        "Give another --run, or discard that folder."
+    )
+
+
+def _first_difference(found: dict[str, Any], expected: dict[str, Any]) -> tuple[str, Any, Any]:
+    for key in sorted({*found, *expected}):
+        theirs, ours = found.get(key), expected.get(key)
+        if isinstance(theirs, dict) and isinstance(ours, dict) and theirs != ours:
+            inner, theirs, ours = _first_difference(theirs, ours)
+            return f"{key}.{inner}", theirs, ours
+        if theirs != ours or (key in found) != (key in expected):
+            return key, theirs, ours
+    raise AssertionError("nothing differs")
 
 
 def _part(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:

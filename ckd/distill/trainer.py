@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 import torch
-from safetensors.torch import load_file, save_file
+from torch.nn import functional as F
 
 from ckd.config import TrainConfig
 from ckd.data.atomic import replace_file, write_json
@@ -34,10 +34,11 @@ from ckd.distill.losses import (
 from ckd.distill.masks import in_batch_mask
 from ckd.distill.plan import FULL, Plan
 from ckd.distill.target import TargetBuilder
-from ckd.errors import CkdError
+from ckd.errors import CkdError, ConfigError
 from ckd.evaluation.metrics import ranking_metrics
 from ckd.evaluation.ranks import rank_targets
 from ckd.nn.recommender import Recommender
+from ckd.nn.weights import put_weights, read_weights, write_weights
 
 Floats = npt.NDArray[np.floating]
 
@@ -48,8 +49,8 @@ EXPLODED = 1e5
 class ScoreSource(Protocol):
     """Streams the stored scores of several teachers in the order that training asks for."""
 
-    def stream(self, batch_ids: Iterable[int]) -> Iterable[tuple[int, Sequence[Floats]]]:
-        """Batch id and one (B, B) array of log-scores for each teacher."""
+    def stream(self, batch_ids: Iterable[int], *, dtype: None) -> Iterable[tuple[int, Sequence[Floats]]]:
+        """Batch id and one (B, B) array of log-scores for each teacher, in the type that they are stored in."""
         ...
 
 
@@ -147,11 +148,13 @@ class Trainer:
         torch.manual_seed(self.seed)
         if self.last.exists():
             self.state = load_checkpoint(self.last, self.model, self.optimizer, self.identity)
+            # Whoever was killed between the checkpoint and what follows from it left these behind.
+            self._write_state()
         epochs = min(self.config.epochs or self.plan.epochs, self.plan.epochs)
         while not self.state.finished:
             self._train_epoch()
             self._finish_epoch(last=self.state.epoch + 1 >= epochs)
-        self.model.load_state_dict(load_file(self.best, device=str(self.device)))
+        put_weights(self.model, read_weights(self.best), str(self.best))
         best = next(row for row in self.state.rows if row["epoch"] == self.state.best_epoch)
         metrics = {k.removeprefix("valid_"): v for k, v in best.items() if k.startswith("valid_")}
         return Trained(self.state.best_epoch, metrics, self.state.rows)
@@ -181,12 +184,13 @@ class Trainer:
             state.step += 1
             self.on_step(state.epoch, state.step, len(order), state.sums["instances"] / state.sums["seconds"])
             if self.config.checkpoint_steps and state.step % self.config.checkpoint_steps == 0:
+                self._require_finite_weights()
                 self._save_last()
 
     def _raw_steps(self, order: npt.NDArray[np.integer]) -> Iterable[tuple[int, Sequence[Floats]]]:
         if self.distillation is None:
             return ((int(batch_id), ()) for batch_id in order)
-        return self.distillation.scores.stream([int(b) for b in order])
+        return self.distillation.scores.stream([int(b) for b in order], dtype=None)
 
     def _prepare(self, raw: tuple[int, Sequence[Floats]]) -> Step:
         """Runs in the background thread: tensors on the device, and the mask where a loss needs one."""
@@ -228,7 +232,11 @@ class Trainer:
         own = self.model.base_loss(step.batch, encoded, table)
         if own is not None:
             return own
-        if self.config.ce == "full" and table is not None:
+        if self.config.ce == "full":
+            if table is None:
+                logits = self.model.score_items(encoded).float() * self.model.logit_scale
+                first = 0 if self.model.pad_in_softmax else 1
+                return F.cross_entropy(logits[:, first:], step.batch.targets - first)
             return full_cross_entropy(
                 encoded,
                 table,
@@ -250,15 +258,18 @@ class Trainer:
     def _accumulate(self, parts: dict[str, torch.Tensor], step: Step) -> None:
         values = {name: float(value.detach()) for name, value in parts.items()}
         if not math.isfinite(values["loss"]) or values["loss"] > EXPLODED:
-            kept = self.last if self.last.exists() else "none"
-            raise TrainingDiverged(
+            raise self._diverged(
                 f"loss {values['loss']} at epoch {self.state.epoch}, step {self.state.step}, batch {step.batch_id} "
-                f"(cross-entropy {values['ce']}); last good checkpoint: {kept}. Lower train.lr or set train.clip_norm."
+                f"(cross-entropy {values['ce']})"
             )
         size = len(step.batch)
         self._add("instances", size)
         for name, value in values.items():
             self._add(name, value * size)
+
+    def _diverged(self, what: str) -> TrainingDiverged:
+        kept = self.last if self.last.exists() else "none"
+        return TrainingDiverged(f"{what}; last good checkpoint: {kept}. Lower train.lr or set train.clip_norm.")
 
     def _add(self, name: str, value: float) -> None:
         self.state.sums[name] = self.state.sums.get(name, 0.0) + value
@@ -266,6 +277,7 @@ class Trainer:
     def _finish_epoch(self, last: bool) -> None:
         """Validate, log, keep the best model, decide whether to go on, save."""
         state = self.state
+        self._require_finite_weights()
         row = self._log_row()
         if state.epoch % self.config.validate_every == 0 or last:
             row |= {f"valid_{name}": value for name, value in self.validate().items()}
@@ -279,7 +291,6 @@ class Trainer:
         state.epoch, state.step, state.sums = state.epoch + 1, 0, {}
         state.finished = last or state.stale >= self.config.patience
         self._save_last()
-        self._write_log()
         self.on_epoch(row)
 
     def validate(self) -> dict[str, float]:
@@ -303,16 +314,24 @@ class Trainer:
         }
 
     def _save_best(self, row: dict[str, Any]) -> None:
-        tensors = {name: value.detach().contiguous() for name, value in self.model.state_dict().items()}
-        with replace_file(self.best) as partial:
-            save_file(tensors, partial)
+        write_weights(self.best, self.model)
         write_json(self.folder / "best.json", {"log": row, "identity": self.identity})
 
     def _save_last(self) -> None:
         save_checkpoint(self.last, self.model, self.optimizer, self.state, self.identity)
-        write_json(self.folder / "last.json", asdict(self.state))
+        self._write_state()
 
-    def _write_log(self) -> None:
+    def _require_finite_weights(self) -> None:
+        """A finite loss may still leave weights that are not: a checkpoint of them would be no good one."""
+        for name, weight in self.model.named_parameters():
+            if not bool(torch.isfinite(weight).all()):
+                raise self._diverged(f"{name} is not finite after step {self.state.step} of epoch {self.state.epoch}")
+
+    def _write_state(self) -> None:
+        """What people and `ckd` read without opening the checkpoint."""
+        write_json(self.folder / "last.json", asdict(self.state))
+        if not self.state.rows:
+            return
         names = list(dict.fromkeys(name for row in self.state.rows for name in row))
         with replace_file(self.folder / "log.csv") as partial, partial.open("w", newline="") as file:
             writer = csv.DictWriter(file, names, restval="")
@@ -327,7 +346,17 @@ def with_defaults(train: TrainConfig, defaults: dict[str, Any]) -> TrainConfig:
 
 
 def pick_device(name: str) -> torch.device:
-    """The device of that name; `auto` is a GPU where there is one."""
+    """The device of that name; `auto` is a GPU where there is one.
+
+    Raises:
+        ConfigError: no such device here.
+    """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(name)
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).split("\n")[0].rstrip(".")
+        raise ConfigError(f"train.device={name!r}: {reason}. Use auto, cpu or cuda.") from None
+    return device

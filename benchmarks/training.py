@@ -1,0 +1,165 @@
+"""Training speed of SASRec beside RecBole's, as shipped and with its padding trimmed, and what distillation adds.
+
+    python -m benchmarks.training --data FOLDER [--domain scientific] [--repeats 3] [--out FILE.json]
+
+Every variant is a process of its own, run in turn; what is reported is the median over repeats with minimum and
+maximum, and ratios of medians. RecBole runs in an environment of its own, made below `benchmarks/.cache` when missing.
+Nothing else should run meanwhile.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import venv
+from pathlib import Path
+from typing import Any
+
+from ckd.config import load_config
+from ckd.console import out, print_table
+from ckd.pipelines.encode_items import EncodeConfig, encode_items
+from ckd.pipelines.finetune_teacher import finetune_teacher
+from ckd.pipelines.plan import make_plan
+from ckd.pipelines.prepare import prepare
+from ckd.pipelines.teacher_score import teacher_score
+from ckd.pipelines.workspace import domain_folder
+
+HERE = Path(__file__).parent
+CACHE = HERE / ".cache"
+WORK = CACHE / "work"
+
+#: The paper's sizes, by the names of either side.
+RECBOLE = (
+    *("hidden_size=300", "inner_size=256", "n_layers=2", "n_heads=2", "hidden_dropout_prob=0.1"),
+    *("attn_dropout_prob=0.1", "loss_type=CE", "train_batch_size=512", "eval_batch_size=2048", "learning_rate=0.001"),
+)
+
+
+def recbole_python() -> Path:
+    """The interpreter of RecBole's environment, made when it is missing."""
+    folder = CACHE / "recbole-env"
+    python = folder / "bin" / "python"
+    stamp = folder / ".ready"
+    if not stamp.exists():
+        out.print(f"making {folder}")
+        venv.create(folder, with_pip=True, clear=True)
+        requirements = HERE / "recbole" / "requirements.txt"
+        subprocess.run([python, "-m", "pip", "install", "--quiet", "-r", requirements], check=True)
+        stamp.touch()
+    return python
+
+
+def benchmark_files(source: Path, name: str) -> Path:
+    """A folder of links to the domain's split files, laid out and named as RecBole wants them."""
+    folder = CACHE / "recbole-data" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    for split in ("train", "valid", "test"):
+        found = sorted(source.glob(f"*.{split}.inter"))
+        if not found:
+            sys.exit(f"{source}: no *.{split}.inter; this benchmark reads a domain in RecBole's benchmark form")
+        link = folder / f"{name}.{split}.inter"
+        if not link.exists():
+            link.symlink_to(found[0].resolve())
+    return folder.parent
+
+
+def teachers(domain: str, count: int) -> list[str]:
+    """Runs of teachers trained for one epoch that have scored the plan: their cost does not depend on quality."""
+    config = load_config(overrides=["plan.difficulty=none", "plan.buckets=1", "train.epochs=1"])
+    plan = make_plan(WORK, domain, config).plan
+    runs = []
+    for number in range(count):
+        run = f"bench-{number}"
+        finetune_teacher(WORK, domain, "unisrec", config.model_copy(update={"seed": number}), run=run)
+        teacher_score(WORK, domain, run, config, plan.id)
+        runs.append(run)
+    return runs
+
+
+def run(command: list[Any]) -> dict[str, Any]:
+    """The JSON on the last line of what a command prints."""
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(f"{' '.join(map(str, command))}\n{done.stderr[-2000:]}")
+    found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--domain", default="scientific")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    name = arguments.domain
+    if not domain_folder(WORK, name).exists():
+        prepare(WORK, arguments.data / name, name=name)
+    encode_items(WORK, name, EncodeConfig())
+    three = teachers(name, 3)
+    peer = [
+        recbole_python(),
+        HERE / "recbole" / "peer.py",
+        benchmark_files(arguments.data / name, name),
+        name,
+        "SASRec",
+    ]
+    ours = [sys.executable, "-m", "benchmarks.ours", WORK, name]
+    bf16 = "train.precision=bf16"
+    variants: dict[str, list[Any]] = {
+        "RecBole as shipped": [*peer, "--steps", 8, *RECBOLE],
+        "RecBole trimmed": [*peer, "--steps", 40, "--trim", *RECBOLE],
+        "ckd": ours,
+        "ckd bf16": [*ours, bf16],
+        "ckd, 1 teacher": [*ours, "--teachers", three[0]],
+        "ckd, 3 teachers": [*ours, "--teachers", ",".join(three)],
+        "ckd bf16, 3 teachers": [*ours, "--teachers", ",".join(three), bf16],
+    }
+    measured: dict[str, list[dict[str, Any]]] = {variant: [] for variant in variants}
+    for _ in range(arguments.repeats):
+        for variant, command in variants.items():
+            measured[variant].append(run(command))
+    report(measured)
+    if arguments.out:
+        arguments.out.write_text(json.dumps(measured, indent=1) + "\n")
+
+
+def report(measured: dict[str, list[dict[str, Any]]]) -> None:
+    """Medians, spread and ratios."""
+
+    def median(variant: str, key: str) -> float:
+        return statistics.median(each[key] for each in measured[variant])
+
+    shipped, trimmed = (median(f"RecBole {kind}", "instances_per_second") for kind in ("as shipped", "trimmed"))
+    rows = []
+    for variant, runs in measured.items():
+        rate = median(variant, "instances_per_second")
+        rates = [each["instances_per_second"] for each in runs]
+        rows.append(
+            [
+                variant,
+                f"{rate:,.0f} ({min(rates):,.0f}–{max(rates):,.0f})",
+                f"{median(variant, 'epoch_seconds'):.1f}",
+                f"{rate / shipped:.1f}",
+                f"{rate / trimmed:.2f}",
+                f"{median(variant, 'evaluate_seconds'):.2f}",
+                f"{median(variant, 'peak_memory_mb'):,.0f}",
+            ]
+        )
+    headers = ["", "inst/s (min–max)", "s/epoch", "x shipped", "x trimmed", "s/validation", "peak MB"]
+    print_table("SASRec, training", headers, rows)
+    for precision in ("", " bf16"):
+        base = median(f"ckd{precision}", "epoch_seconds")
+        for count in ("1 teacher", "3 teachers"):
+            variant = f"ckd{precision}, {count}"
+            if variant in measured:
+                ratio = median(variant, "epoch_seconds") / base
+                waiting = median(variant, "waiting_share")
+                out.print(f"{variant}: {ratio:.3f} times the base's epoch, waiting on scores {waiting:.2%} of it")
+
+
+if __name__ == "__main__":
+    main()

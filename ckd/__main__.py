@@ -1,0 +1,5 @@
+"""`python -m ckd`."""
+
+from ckd.cli import main
+
+main()

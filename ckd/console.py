@@ -1,0 +1,93 @@
+"""What a person sees: progress bars, tables, and one line for an error."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+
+
+class Bars:
+    """Draws one bar per piece of work on the terminal; prints nothing where there is no terminal."""
+
+    def __init__(self, progress: Progress) -> None:
+        self.progress = progress
+        self.tasks: dict[str, Any] = {}
+        self.began: dict[str, float] = {}
+
+    def __call__(self, done: int, total: int | None, unit: str, note: str = "") -> None:
+        now = time.monotonic()
+        if unit not in self.tasks:
+            self.tasks[unit] = self.progress.add_task(unit, total=total)
+            self.began[unit] = now
+        rate = done / max(now - self.began[unit], 1e-9)
+        text = f"{rate:,.0f}/s {note}" if done else note
+        self.progress.update(self.tasks[unit], completed=done, total=total, note=text)
+
+
+@contextmanager
+def bars() -> Iterator[Bars]:
+    """Progress bars on standard error, gone when the work is done."""
+    columns = [
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    ]
+    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as progress:
+        yield Bars(progress)
+
+
+def print_table(title: str, headers: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """A table for people: text to the left, numbers to the right."""
+    table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
+    for position, header in enumerate(headers):
+        column = [row[position] for row in rows]
+        numeric = position > 0 and all(not isinstance(v, str) or _looks_numeric(v) for v in column)
+        table.add_column(header, justify="right" if numeric else "left", no_wrap=numeric, overflow="fold")
+    for row in rows:
+        table.add_row(*(show(value) for value in row))
+    out.print(table)
+
+
+def show(value: Any) -> str:
+    """A value as a person reads it: metrics with four digits, counts with separators."""
+    if value is None:
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:.4f}" if abs(value) < 10 else f"{value:,.1f}"
+    return str(value)
+
+
+def _looks_numeric(text: str) -> bool:
+    return bool(text) and (text[0].isdigit() or text[0] in "+-–.<")
+
+
+def print_json(value: Mapping[str, Any] | Sequence[Any]) -> None:
+    """One JSON document on standard output, for programs."""
+    print(json.dumps(_plain(value), indent=2, default=str, allow_nan=False))
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no infinity and no NaN: null says that there is no such number."""
+    if isinstance(value, Mapping):
+        return {key: _plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,180 @@
+"""Fine-tunes a teacher on its target domain (paper 4.1.2: every PRM is first tuned on the target)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ckd.config import PlanConfig, RunConfig, TrainConfig, parse
+from ckd.data.atomic import write_json
+from ckd.data.domain import Domain
+from ckd.distill.checkpoint import require_same_run
+from ckd.distill.plan import build_plan
+from ckd.distill.trainer import Trainer, pick_device, with_defaults
+from ckd.errors import ConfigError, DataError
+from ckd.evaluation.metrics import ranking_metrics
+from ckd.evaluation.ranks import rank_targets
+from ckd.nn.recommender import Recommender
+from ckd.pipelines.progress import Progress, silent
+from ckd.pipelines.workspace import (
+    content_hash,
+    domain_folder,
+    named_features,
+    read_json,
+    teacher_folder,
+    versions,
+)
+from ckd.teachers import TEACHERS
+from ckd.teachers.protocol import SelfFinetuning, Teacher
+
+RESULT = "result.json"
+
+
+@dataclass(frozen=True)
+class FinetunedTeacher:
+    """A teacher ready to score.
+
+    Attributes:
+        folder: where it lies.
+        metrics: Recall, NDCG and MRR by split.
+        fingerprint: hash over its weights and configuration.
+        reused: it was there already, made from the same inputs.
+    """
+
+    folder: Path
+    metrics: dict[str, dict[str, float]]
+    fingerprint: str
+    reused: bool
+
+
+def finetune_teacher(
+    work: Path,
+    domain_name: str,
+    teacher_name: str,
+    config: RunConfig,
+    run: str | None = None,
+    progress: Progress = silent,
+    on_epoch: Callable[[dict[str, Any]], None] | None = None,
+) -> FinetunedTeacher:
+    """Fine-tune the teacher and keep its best epoch by validation NDCG@10.
+
+    A finished run of the same configuration on the same domain is returned as it is; an unfinished one goes on.
+
+    Raises:
+        ConfigError: unknown teacher or key.
+        DataError: the run's folder holds something else.
+    """
+    domain = Domain.load(domain_folder(work, domain_name))
+    teacher_class = TEACHERS.get(teacher_name)
+    model_config = parse(teacher_class.Config, config.teacher, "teacher")
+    train = with_defaults(config.train, getattr(teacher_class, "TRAIN_DEFAULTS", {}))
+    folder = teacher_folder(work, domain_name, run or teacher_name)
+    identity = {
+        "teacher": teacher_name,
+        "config": model_config.model_dump(mode="json"),
+        "train": train.model_dump(mode="json", exclude={"device"}),
+        "domain": domain.fingerprint,
+        "features": named_features(domain, model_config.model_dump()),
+        "start": _start_fingerprint(model_config),
+        "seed": config.seed,
+    }
+    done = _finished(folder, identity)
+    if done is not None:
+        return done
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(config.seed)
+    model = teacher_class.create(model_config, domain)
+    if isinstance(model, SelfFinetuning):
+        model.finetune(domain, train, config.seed, folder, progress)
+    else:
+        _finetune(model, domain, train, config.seed, folder, identity, progress, on_epoch)
+    model.save(folder)
+    metrics = {}
+    for split in ("valid", "test"):
+        ranks = rank_targets(model, domain, split, device=pick_device(train.device))
+        metrics[split] = ranking_metrics(ranks.rank)
+    write_json(folder / RESULT, {"identity": identity, "metrics": metrics, "versions": versions()})
+    return FinetunedTeacher(folder, metrics, teacher_fingerprint(folder), reused=False)
+
+
+def teacher_fingerprint(folder: Path) -> str:
+    """Hash over the content of a saved teacher: its weights and what `load` reads beside them."""
+    return content_hash(folder / "model.safetensors", folder / "teacher.json")
+
+
+def _start_fingerprint(config: Any) -> str | None:
+    """What the weights that fine-tuning starts from are, wherever they lie."""
+    start: Path | None = getattr(config, "start", None)
+    there = start is not None and all((start / name).exists() for name in ("model.safetensors", "teacher.json"))
+    return teacher_fingerprint(start) if start is not None and there else None
+
+
+def load_teacher(work: Path, domain: Domain, run: str) -> tuple[Teacher, str, dict[str, Any]]:
+    """A fine-tuned teacher, its fingerprint, and its result (identity and metrics)."""
+    result = load_result(work, domain, run)
+    folder = teacher_folder(work, domain.name, run)
+    return TEACHERS.get(result["identity"]["teacher"]).load(folder, domain), teacher_fingerprint(folder), result
+
+
+def load_result(work: Path, domain: Domain, run: str) -> dict[str, Any]:
+    """Identity, metrics and versions of a fine-tuned teacher.
+
+    Raises:
+        DataError: no such teacher, or it was fine-tuned on other content.
+    """
+    folder = teacher_folder(work, domain.name, run)
+    result = read_json(folder / RESULT, f"Run `ckd finetune-teacher --domain {domain.name} --teacher {run}` first.")
+    if result["identity"]["domain"] != domain.fingerprint:
+        raise DataError(
+            f"{folder}: fine-tuned on content {result['identity']['domain']}, the domain is now {domain.fingerprint}. "
+            "Fine-tune it again."
+        )
+    return result
+
+
+def _finished(folder: Path, identity: dict[str, Any]) -> FinetunedTeacher | None:
+    if not (folder / RESULT).exists():
+        return None
+    result = read_json(folder / RESULT, "Delete the folder to fine-tune again.")
+    require_same_run(folder, result["identity"], identity)
+    return FinetunedTeacher(folder, result["metrics"], teacher_fingerprint(folder), reused=True)
+
+
+def _finetune(
+    model: Any,
+    domain: Domain,
+    train: TrainConfig,
+    seed: int,
+    folder: Path,
+    identity: dict[str, Any],
+    progress: Progress,
+    on_epoch: Callable[[dict[str, Any]], None] | None,
+) -> None:
+    """Cross-entropy over the catalogue, batches composed afresh every epoch."""
+    if not isinstance(model, Recommender):
+        raise ConfigError(
+            f"teacher {identity['teacher']!r} cannot be fine-tuned: its class is no Recommender and has no finetune()."
+        )
+    plan_config = PlanConfig(
+        batch_size=train.batch_size or PlanConfig().batch_size,
+        difficulty="none",
+        buckets=1,
+        pool="fresh",
+        epochs=train.epochs or PlanConfig().epochs,
+    )
+    trainer = Trainer(
+        model,
+        domain,
+        build_plan(domain, plan_config, seed),
+        train,
+        folder,
+        identity,
+        seed=seed,
+        on_step=lambda epoch, step, steps, rate: progress(step, steps, "step", f"epoch {epoch} · {rate:,.0f} inst/s"),
+        on_epoch=on_epoch,
+    )
+    trainer.fit()

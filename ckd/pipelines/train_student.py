@@ -1,0 +1,237 @@
+"""Stage two: trains a student along the plan, with the stored scores of its teachers or without."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ckd.config import DistillConfig, RunConfig, parse
+from ckd.data.atomic import write_json
+from ckd.data.batch import Batches
+from ckd.data.domain import Domain
+from ckd.distill.checkpoint import require_same_run
+from ckd.distill.masks import in_batch_mask
+from ckd.distill.plan import Plan
+from ckd.distill.target import TargetBuilder, measure_epsilon
+from ckd.distill.trainer import Distillation, Trained, Trainer, with_defaults
+from ckd.errors import ConfigError, DataError, StoreError
+from ckd.nn.recommender import Recommender
+from ckd.nn.weights import put_weights, read_weights
+from ckd.pipelines.finetune_teacher import RESULT, load_result
+from ckd.pipelines.plan import load_plan
+from ckd.pipelines.score_binding import open_scores, store_location
+from ckd.pipelines.workspace import domain_folder, read_json, student_folder, teachers_folder, versions
+from ckd.store.location import Location
+from ckd.store.manifest import MANIFEST
+from ckd.store.reader import ScoreReader, ZippedReaders, zip_readers
+from ckd.students import STUDENTS
+
+#: Describes a student's checkpoint, beside it.
+STUDENT_FILE = "student.json"
+
+#: Batches whose scores are looked at to find epsilon from its quantile.
+EPSILON_SAMPLE = 16
+
+
+@dataclass(frozen=True)
+class TrainedStudent:
+    """A student and how its training went.
+
+    Attributes:
+        folder: where it lies.
+        trained: best epoch, validation metrics and log rows.
+        reused: it was there already, trained from the same inputs.
+        mismatches: by teacher, what scores that were made for something else were made for.
+    """
+
+    folder: Path
+    trained: Trained
+    reused: bool
+    mismatches: dict[str, str]
+
+
+def train_student(
+    work: Path,
+    domain_name: str,
+    student_name: str,
+    config: RunConfig,
+    teachers: Sequence[str] = (),
+    plan_id: str | None = None,
+    run: str | None = None,
+    scores: str | None = None,
+    allow_mismatch: bool = False,
+    restart: bool = False,
+    on_step: Callable[[int, int, int, float], None] | None = None,
+    on_epoch: Callable[[dict[str, Any]], None] | None = None,
+) -> TrainedStudent:
+    """Train a student and keep its best epoch by validation NDCG@10.
+
+    A finished run of the same inputs is returned as it is; an unfinished one goes on where its last checkpoint is.
+
+    Args:
+        teachers: runs whose scores are distilled; none trains the base model.
+        plan_id: which plan; none: the only one of the domain.
+        run: name of the run; none: the student's name, with its teachers'.
+        scores: folder or URI below which the stores lie, in place of the work folder.
+        allow_mismatch: train on scores made for something else; stamped into the checkpoint.
+        restart: discard an unfinished or different run of this name.
+
+    Raises:
+        ConfigError: unknown student, teacher weight or key.
+        DataError, StoreError: inputs are missing, damaged or do not belong together.
+    """
+    domain = Domain.load(domain_folder(work, domain_name))
+    plan = load_plan(work, domain, plan_id)
+    student_class = STUDENTS.get(student_name)
+    model_config = parse(student_class.Config, config.student, "student")
+    train = with_defaults(config.train, student_class.TRAIN_DEFAULTS)
+    folder = student_folder(work, domain_name, run or "-".join([student_name, *teachers]))
+    readers = {name: open_scores(work, domain, plan, name, allow_mismatch, scores) for name in teachers}
+    identity = {
+        "student": student_name,
+        "config": model_config.model_dump(mode="json"),
+        "train": train.model_dump(mode="json", exclude={"device"}),
+        "domain": domain.fingerprint,
+        "plan": plan.fingerprint,
+        "seed": config.seed,
+        "distill": config.distill.model_dump(mode="json", by_alias=True) if readers else None,
+        "teachers": {name: reader.manifest.header.binding.as_dict() for name, reader in readers.items()},
+        "mismatches": {name: reader.mismatch for name, reader in readers.items() if reader.mismatch},
+    }
+    done = None if restart else _finished(folder, identity)
+    if done is not None:
+        return done
+    distillation = distillation_from(work, domain, plan, readers, config.distill) if readers else None
+    torch.manual_seed(config.seed)
+    model: Recommender = student_class.create(model_config, domain)
+    if restart and folder.exists():
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(
+        folder / STUDENT_FILE,
+        {
+            "identity": identity,
+            "n_items": domain.n_items,
+            "history_cap": domain.history_cap,
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "epsilon": distillation.target.epsilon if distillation else None,
+            "teacher_weights": distillation.target.weights.tolist() if distillation else None,
+            "versions": versions(),
+        },
+    )
+    trainer = Trainer(
+        model,
+        domain,
+        plan,
+        train,
+        folder,
+        identity,
+        distillation=distillation,
+        seed=config.seed,
+        on_step=on_step,
+        on_epoch=on_epoch,
+    )
+    return TrainedStudent(folder, trainer.fit(), reused=False, mismatches=identity["mismatches"])
+
+
+def _finished(folder: Path, identity: dict[str, Any]) -> TrainedStudent | None:
+    """The run that is there already; None where it has to go on, or to begin."""
+    remedy = "Give --restart to train again."
+    if (folder / STUDENT_FILE).exists():
+        require_same_run(folder / STUDENT_FILE, read_json(folder / STUDENT_FILE, remedy).get("identity", {}), identity)
+    if not (folder / "last.json").exists():
+        return None
+    state = read_json(folder / "last.json", remedy)
+    if not state["finished"]:
+        return None
+    best = read_json(folder / "best.json", remedy)["log"]
+    metrics = {k.removeprefix("valid_"): v for k, v in best.items() if k.startswith("valid_")}
+    trained = Trained(best["epoch"], metrics, state["rows"])
+    return TrainedStudent(folder, trained, reused=True, mismatches=identity["mismatches"])
+
+
+def scored_teachers(work: Path, domain_name: str, plan_id: str | None = None, scores: str | None = None) -> list[str]:
+    """Runs of teachers that have scored the plan, sorted.
+
+    Raises:
+        DataError, StoreError: no such domain or plan, or nobody has scored it.
+    """
+    domain = Domain.load(domain_folder(work, domain_name))
+    plan = load_plan(work, domain, plan_id)
+    known = sorted(path.name for path in teachers_folder(work, domain_name).glob("*") if (path / RESULT).exists())
+    places = {run: store_location(work, domain_name, plan, run, scores) for run in known}
+    found = [run for run, place in places.items() if MANIFEST in Location(place).sizes()]
+    if not found:
+        raise StoreError(
+            f"{domain_name}: no teacher has scored plan {plan.id}. Run `ckd teacher-score` first, or give --no-distill."
+        )
+    return found
+
+
+def load_student(work: Path, domain: Domain, run: str) -> tuple[Recommender, dict[str, Any]]:
+    """A trained student's best epoch and its description.
+
+    Raises:
+        DataError: no such run, an unfinished one, or one of another domain content.
+    """
+    folder = student_folder(work, domain.name, run)
+    remedy = f"Train it: `ckd train-student --domain {domain.name} --run {run}`."
+    described = read_json(folder / STUDENT_FILE, remedy)
+    identity = described["identity"]
+    if identity["domain"] != domain.fingerprint:
+        raise DataError(
+            f"{folder}: trained on content {identity['domain']}, {domain.name} now has {domain.fingerprint}. "
+            "Train again."
+        )
+    if not read_json(folder / "last.json", remedy)["finished"]:
+        raise DataError(f"{folder}: this run is not finished. {remedy}")
+    student_class = STUDENTS.get(identity["student"])
+    model: Recommender = student_class.create(parse(student_class.Config, identity["config"], str(folder)), domain)
+    path = folder / "best.safetensors"
+    put_weights(model, read_weights(path), str(path))
+    return model.eval(), described
+
+
+def distillation_from(
+    work: Path, domain: Domain, plan: Plan, readers: dict[str, ScoreReader], config: DistillConfig
+) -> Distillation:
+    """The scores and how they become targets, with weights and epsilon resolved to numbers."""
+    scores = zip_readers(list(readers.values()))
+    stored = {name: reader.temperature for name, reader in readers.items()}
+    builder = TargetBuilder(
+        config,
+        list(readers),
+        [_weight(work, domain, name, config) for name in readers],
+        [tau / (config.temperature or tau) for tau in stored.values()],
+        epsilon=config.epsilon or 0.0,
+    )
+    if config.epsilon is None and len(readers) > 2 and config.consistency != "off":
+        builder.epsilon = measure_epsilon(builder, _sample(domain, plan, scores), config.epsilon_quantile)
+    return Distillation(scores, builder, config.weight, config.direction)
+
+
+def _weight(work: Path, domain: Domain, teacher: str, config: DistillConfig) -> float:
+    """The default weight w_k (paper 3.6): the teacher's empirical strength on the validation targets."""
+    if config.weights == "uniform":
+        return 1.0
+    if config.weights == "validation":
+        return float(load_result(work, domain, teacher)["metrics"]["valid"]["ndcg@10"])
+    if teacher not in config.weights:
+        raise ConfigError(f"distill.weights: no weight for teacher {teacher!r}; given: {sorted(config.weights)}.")
+    return config.weights[teacher]
+
+
+def _sample(domain: Domain, plan: Plan, scores: ZippedReaders) -> Iterator[tuple[Sequence[torch.Tensor], torch.Tensor]]:
+    """Scores and masks of batches spread evenly over the plan."""
+    batches = Batches(domain, domain.instances("train"))
+    step = max(1, plan.n_batches // EPSILON_SAMPLE)
+    for batch_id, arrays in islice(scores.stream(range(0, plan.n_batches, step)), EPSILON_SAMPLE):
+        batch = batches(plan.batch(batch_id))
+        mask = torch.from_numpy(in_batch_mask(batch.users.numpy(), batch.targets.numpy()))
+        yield [torch.from_numpy(a) for a in arrays], mask
