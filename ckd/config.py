@@ -94,6 +94,9 @@ class TrainConfig(Section):
     lr: float = Field(1e-3, gt=0)
     weight_decay: float = Field(1e-5, ge=0, description="L2 regularisation inside Adam")
     batch_size: int | None = Field(None, ge=2, description="instances a step when no plan gives it (teachers)")
+    layout: Literal["user", "instance"] = Field(
+        "instance", description="batches of whole users or of single instances when no plan gives them (teachers)"
+    )
     epochs: int | None = Field(None, ge=1, description="most epochs; none: as planned")
     patience: int = Field(10, ge=1, description="validations without a better NDCG@10 before stopping")
     validate_every: int = Field(1, ge=1, description="epochs between validations")
@@ -130,13 +133,29 @@ def parse(model: type[M], values: dict[str, Any], where: str) -> M:
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
+        errors = error.errors()
+        first = errors[0]
+        key = _key(model, first["loc"])
         if first["type"] == "extra_forbidden":
             known = _keys_beside(model, first["loc"])
             raise ConfigError(f"{where}: unknown key {key!r}.{did_you_mean(str(first['loc'][-1]), known)}") from None
-        message = first["msg"][0].lower() + first["msg"][1:]
-        raise ConfigError(f"{where}: {key}={first['input']!r}: {message}.") from None
+        # A value that may be of several kinds and is of none has an error for each of them.
+        reasons = [each["msg"].removeprefix("Value error, ") for each in errors if _key(model, each["loc"]) == key]
+        message = ", or ".join(dict.fromkeys(reason[0].lower() + reason[1:] for reason in reasons))
+        subject = f"{key}={first['input']!r}: " if key else ""
+        raise ConfigError(f"{where}: {subject}{message}.") from None
+
+
+def _key(model: type[BaseModel], location: tuple[int | str, ...]) -> str:
+    """The key as a user writes it: pydantic's location ends in the kinds and the parts of a value."""
+    parts = []
+    for part in location:
+        parts.append(str(part))
+        field = next((f for name, f in model.model_fields.items() if part in (name, f.alias)), None)
+        if field is None or not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)):
+            break
+        model = field.annotation
+    return ".".join(parts)
 
 
 def _keys_beside(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
@@ -164,7 +183,8 @@ def load_config(path: Path | None = None, overrides: list[str] | None = None) ->
             raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}.") from None
         if loaded is not None and not isinstance(loaded, dict):
             raise ConfigError(f"{path}: expected a mapping of sections, found {type(loaded).__name__}.")
-        values = loaded or {}
+        # A section whose keys are all commented out is there, and empty.
+        values = {key: value for key, value in (loaded or {}).items() if value is not None}
     for override in overrides or []:
         key, equals, text = override.partition("=")
         if not equals or not key:

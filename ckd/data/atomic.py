@@ -35,6 +35,12 @@ def replace_file(path: Path) -> Iterator[Path]:
     fsync_path(path.parent)
 
 
+def discard_partials(folder: Path) -> None:
+    """Remove what writers of `replace_file` left in `folder` when they were killed; nobody may be writing there."""
+    for partial in folder.glob(".*.partial"):
+        partial.unlink()
+
+
 @contextmanager
 def replace_folder(path: Path, keep: tuple[str, ...] = ()) -> Iterator[Path]:
     """Yield a temporary folder; on success it takes the place of `path`, on an error it is removed.

@@ -40,6 +40,25 @@ class Packed:
     segments: torch.Tensor
     last: torch.Tensor
 
+    @classmethod
+    def of(cls, sequences: torch.Tensor, lengths: torch.Tensor) -> Packed:
+        """Pack the sequences of a model that changes them first, each an instance of its own.
+
+        On a GPU every sequence keeps a row to itself, because to pack them would be to wait for the device.
+
+        Args:
+            sequences: (B, L) int64 items, right-padded with 0.
+            lengths: (B,) int64 from 1.
+        """
+        if sequences.device.type == "cpu":
+            numbers = np.arange(len(sequences))
+            return _pack(sequences.numpy(), lengths.numpy(), numbers, lengths.numpy())
+        width = sequences.shape[1]
+        first = torch.arange(len(sequences), device=sequences.device) * width
+        positions = torch.arange(width, device=sequences.device).expand_as(sequences)
+        segments = (positions < lengths[:, None]).long()
+        return cls(sequences, positions * segments, segments, first + lengths - 1)
+
     def take(self, hidden: torch.Tensor) -> torch.Tensor:
         """(B, d) from (P, W, d): the hidden state at the last item of each history."""
         return hidden.flatten(0, 1)[self.last]

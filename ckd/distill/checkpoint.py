@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -52,7 +53,11 @@ def save_checkpoint(
     tensors["rng.cpu"] = torch.get_rng_state()
     if torch.cuda.is_available():
         tensors["rng.cuda"] = torch.cuda.get_rng_state()
-    metadata = {"state": json.dumps(asdict(state)), "identity": json.dumps(identity, sort_keys=True, default=str)}
+    metadata = {
+        "state": json.dumps(asdict(state)),
+        "identity": json.dumps(identity, sort_keys=True, default=str),
+        "content": _content(tensors),
+    }
     write_tensors(path, tensors, metadata)
 
 
@@ -71,8 +76,10 @@ def load_checkpoint(
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
     except (SafetensorError, OSError) as error:
         raise DataError(f"{path}: not a readable checkpoint ({error}). {remedy}") from None
-    if "identity" not in metadata or "state" not in metadata:
+    if not metadata.keys() >= {"identity", "state", "content"}:
         raise DataError(f"{path}: holds weights, but is no checkpoint of a run. {remedy}")
+    if metadata["content"] != (content := _content(tensors)):
+        raise DataError(f"{path}: damaged: content hashes to {content}, expected {metadata['content']}. {remedy}")
     require_same_run(path, json.loads(metadata["identity"]), identity)
     model.load_state_dict(_part(tensors, "model."))
     saved = optimizer.state_dict()
@@ -117,6 +124,16 @@ def _first_difference(found: dict[str, Any], expected: dict[str, Any]) -> tuple[
         if theirs != ours or (key in found) != (key in expected):
             return key, theirs, ours
     raise AssertionError("nothing differs")
+
+
+def _content(tensors: dict[str, torch.Tensor]) -> str:
+    """Hash over the values: safetensors has no checksum of its own, and training on would hide a flipped bit."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name in sorted(tensors):
+        value = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _part(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:

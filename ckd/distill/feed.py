@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Generic, TypeVar
 
 A = TypeVar("A")
@@ -44,14 +44,19 @@ class Ahead(Generic[A, B]):
                     continue
 
         def run() -> None:
+            inputs = iter(self.inputs)
             try:
-                for value in self.inputs:
+                for value in inputs:
                     if stop.is_set():
                         return
                     put(self.work(value))
                 put(done)
             except BaseException as error:
                 put(_Failure(error))
+            finally:
+                # Whatever the inputs hold, such as threads of their own, is let go with this thread.
+                if isinstance(inputs, Generator):
+                    inputs.close()
 
         thread = threading.Thread(target=run, name="ckd-ahead", daemon=True)
         thread.start()

@@ -6,6 +6,7 @@ Everything is computed in float32 and in log space, whatever the precision of th
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -17,44 +18,81 @@ Direction = Literal["student", "teacher"]
 BLOCK_ELEMENTS = 1 << 24
 
 
-class _FullSoftmaxCrossEntropy(torch.autograd.Function):
-    """Cross-entropy over the whole table whose logits exist only block by block.
+@dataclass(frozen=True)
+class InBatchTarget:
+    """What the student's in-batch distribution is pulled towards, and how strongly.
 
-    The gradient of each block is taken while its logits are at hand, so that the backward pass costs two products and
-    no logits are kept: memory does not grow with B * N.
+    Attributes:
+        log_q: (B, B) log of the target q (Eq. 7), minus infinity at masked columns.
+        mask: (B, B) bool, True where the column counts for the row.
+        weight: lambda of Eq. (10).
+        direction: which way round the divergence is.
+    """
+
+    log_q: torch.Tensor
+    mask: torch.Tensor
+    weight: float
+    direction: Direction = "student"
+
+
+class _FullSoftmaxLoss(torch.autograd.Function):
+    """CE + lambda * KL whose logits over the whole table exist only block by block.
+
+    Both losses are functions of the same logits: the in-batch ones are columns of them. So their slopes are added
+    before the two products of the backward pass, which distillation then does not make dearer; and the slopes are taken
+    while a block's logits are at hand, so that none are kept and memory does not grow with B * N.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, encoded: torch.Tensor, table: torch.Tensor, targets: torch.Tensor, scale: float, first_row: int
-    ) -> torch.Tensor:
+        ctx: Any,
+        encoded: torch.Tensor,
+        table: torch.Tensor,
+        targets: torch.Tensor,
+        scale: float,
+        first_row: int,
+        distill: InBatchTarget | None,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         n, rows = len(encoded), table.shape[0]
         step = max(1, min(n, BLOCK_ELEMENTS // rows))
-        loss = torch.zeros((), dtype=torch.promote_types(table.dtype, torch.float32), device=table.device)
+        ce = torch.zeros((), dtype=torch.promote_types(table.dtype, torch.float32), device=table.device)
+        kd = torch.zeros_like(ce)
         need_encoded, need_table = ctx.needs_input_grad[:2]
         grad_encoded = torch.empty_like(encoded) if need_encoded else None
         grad_table: torch.Tensor | None = None
         for start in range(0, n, step):
             block, target = encoded[start : start + step], targets[start : start + step, None]
-            logits = (block @ table.T).to(loss.dtype)
+            logits = (block @ table.T).to(ce.dtype)
             if scale != 1.0:
                 logits *= scale
+            kd_slope = None
+            if distill is not None:
+                here = slice(start, start + step)
+                part, kd_slope = _divergence_and_slope(
+                    logits[:, targets], distill.log_q[here], distill.mask[here], distill.direction
+                )
+                kd += part
             if first_row:
                 logits[:, :first_row] = -torch.inf
             normaliser = logits.logsumexp(dim=1, keepdim=True)
-            loss += (normaliser - logits.gather(1, target)).sum()
+            ce += (normaliser - logits.gather(1, target)).sum()
             if not (need_encoded or need_table):
                 continue
             slope = logits.sub_(normaliser).exp_()
             slope.scatter_add_(1, target, slope.new_full((1, 1), -1.0).expand_as(target))
+            if distill is not None and kd_slope is not None:
+                slope.index_add_(1, targets, kd_slope, alpha=distill.weight)
             slope = slope.mul_(scale / n).to(table.dtype)
             if grad_encoded is not None:
                 torch.mm(slope, table, out=grad_encoded[start : start + step])
             if need_table:
-                part = slope.T @ block
-                grad_table = part if grad_table is None else grad_table.add_(part)
+                grad_part = slope.T @ block
+                grad_table = grad_part if grad_table is None else grad_table.add_(grad_part)
         ctx.save_for_backward(grad_encoded, grad_table)
-        return loss / n
+        ce, kd = ce / n, kd / n
+        loss = ce if distill is None else ce + distill.weight * kd
+        ctx.mark_non_differentiable(ce, kd)
+        return loss.clone(), ce, kd
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
@@ -64,7 +102,52 @@ class _FullSoftmaxCrossEntropy(torch.autograd.Function):
         def scaled(grad: torch.Tensor | None) -> torch.Tensor | None:
             return None if grad is None else grad.mul(factor.to(grad.dtype))
 
-        return scaled(grad_encoded), scaled(grad_table), None, None, None
+        return scaled(grad_encoded), scaled(grad_table), None, None, None, None
+
+
+def _divergence_and_slope(
+    logits: torch.Tensor, log_q: torch.Tensor, mask: torch.Tensor, direction: Direction
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sum over rows of KL between softmax(logits) and q, and its derivative by the logits, 0 where masked."""
+    hidden = ~mask
+    log_p = logits.masked_fill(hidden, -torch.inf).log_softmax(dim=1)
+    p = log_p.exp()
+    difference = log_p.sub_(log_q).masked_fill_(hidden, 0.0)
+    if direction == "student":
+        rows = (p * difference).sum(dim=1, keepdim=True)
+        return rows.sum(), difference.sub_(rows).mul_(p)
+    q = log_q.exp()
+    return -(q * difference).sum(), p.sub_(q)
+
+
+def full_softmax_loss(
+    encoded: torch.Tensor,
+    table: torch.Tensor,
+    targets: torch.Tensor,
+    *,
+    scale: float = 1.0,
+    pad_in_softmax: bool = True,
+    distill: InBatchTarget | None = None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """L = CE + lambda * KL (Eq. 10), CE over the whole catalogue and KL over the in-batch items; means over instances.
+
+    Args:
+        encoded: (B, d) user vectors.
+        table: (N, d) item vectors, row 0 padding.
+        targets: (B,) rows of the positive items.
+        scale: what the dot product is multiplied by, 1 / temperature.
+        pad_in_softmax: keep row 0 among the candidates of CE, as the published models do.
+        distill: none leaves CE alone.
+
+    Returns:
+        The loss, and its two parts CE (Eq. 6) and KL (Eq. 9) without gradient.
+    """
+    if torch.is_autocast_enabled(encoded.device.type):
+        dtype = torch.get_autocast_dtype(encoded.device.type)
+        encoded, table = encoded.to(dtype), table.to(dtype)
+    with torch.autocast(encoded.device.type, enabled=False):
+        loss, ce, kd = _FullSoftmaxLoss.apply(encoded, table, targets, scale, 0 if pad_in_softmax else 1, distill)
+    return loss, ce, kd
 
 
 def full_cross_entropy(
@@ -75,20 +158,8 @@ def full_cross_entropy(
     scale: float = 1.0,
     pad_in_softmax: bool = True,
 ) -> torch.Tensor:
-    """Eq. (6) with every item of the catalogue as candidate: mean over instances.
-
-    Args:
-        encoded: (B, d) user vectors.
-        table: (N, d) item vectors, row 0 padding.
-        targets: (B,) rows of the positive items.
-        scale: what the dot product is multiplied by, 1 / temperature.
-        pad_in_softmax: keep row 0 among the candidates, as the published models do.
-    """
-    if torch.is_autocast_enabled(encoded.device.type):
-        dtype = torch.get_autocast_dtype(encoded.device.type)
-        encoded, table = encoded.to(dtype), table.to(dtype)
-    with torch.autocast(encoded.device.type, enabled=False):
-        return _FullSoftmaxCrossEntropy.apply(encoded, table, targets, scale, 0 if pad_in_softmax else 1)
+    """Eq. (6) with every item of the catalogue as candidate: `full_softmax_loss` without a target."""
+    return full_softmax_loss(encoded, table, targets, scale=scale, pad_in_softmax=pad_in_softmax)[0]
 
 
 def in_batch_cross_entropy(

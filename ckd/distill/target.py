@@ -33,6 +33,31 @@ class Target:
     dropped: torch.Tensor
 
 
+class TargetCache:
+    """Targets of batches by id, up to a number of bytes; the first ones met are kept, since every epoch meets all.
+
+    Args:
+        capacity: bytes.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self._held: dict[int, Target] = {}
+
+    def __contains__(self, batch_id: int) -> bool:
+        return batch_id in self._held
+
+    def get(self, batch_id: int) -> Target | None:
+        return self._held.get(batch_id)
+
+    def put(self, batch_id: int, target: Target) -> None:
+        """Keep the target if there is room."""
+        size = target.log_q.nbytes
+        if size <= self.capacity:
+            self.capacity -= size
+            self._held[batch_id] = target
+
+
 class TargetBuilder:
     """Builds targets as the configuration says.
 

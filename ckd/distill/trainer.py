@@ -19,21 +19,22 @@ import torch
 from torch.nn import functional as F
 
 from ckd.config import TrainConfig
-from ckd.data.atomic import replace_file, write_json
+from ckd.data.atomic import discard_partials, replace_file, write_json
 from ckd.data.batch import Batch, Batches
 from ckd.data.domain import Domain
 from ckd.distill.checkpoint import TrainState, load_checkpoint, save_checkpoint
 from ckd.distill.feed import Ahead
 from ckd.distill.losses import (
     Direction,
+    InBatchTarget,
     distillation_loss,
-    full_cross_entropy,
+    full_softmax_loss,
     in_batch_cross_entropy,
     masked_log_softmax,
 )
 from ckd.distill.masks import in_batch_mask
 from ckd.distill.plan import FULL, Plan
-from ckd.distill.target import TargetBuilder
+from ckd.distill.target import Target, TargetBuilder, TargetCache
 from ckd.errors import CkdError, ConfigError
 from ckd.evaluation.metrics import ranking_metrics
 from ckd.evaluation.ranks import rank_targets
@@ -41,6 +42,9 @@ from ckd.nn.recommender import Recommender
 from ckd.nn.weights import put_weights, read_weights, write_weights
 
 Floats = npt.NDArray[np.floating]
+
+#: Bytes of targets that are kept for the batches of later epochs.
+TARGET_MEMORY = 1 << 30
 
 #: A loss beyond this has exploded: the log of any catalogue's size is far below.
 EXPLODED = 1e5
@@ -134,6 +138,7 @@ class Trainer:
             fused=True,
         )
         self.state = TrainState()
+        self.targets = TargetCache(0 if plan.config.pool == "fresh" else TARGET_MEMORY)
         self.seed = seed
         counts = torch.from_numpy(domain.popularity).double().clamp_min(1)
         self.log_popularity = (counts / counts.sum()).log().float().to(self.device)
@@ -146,6 +151,7 @@ class Trainer:
             DataError: the folder holds another run.
         """
         torch.manual_seed(self.seed)
+        discard_partials(self.folder)
         if self.last.exists():
             self.state = load_checkpoint(self.last, self.model, self.optimizer, self.identity)
             # Whoever was killed between the checkpoint and what follows from it left these behind.
@@ -188,17 +194,21 @@ class Trainer:
                 self._save_last()
 
     def _raw_steps(self, order: npt.NDArray[np.integer]) -> Iterable[tuple[int, Sequence[Floats]]]:
+        """Batch ids in order, with the stored scores of those whose target is not kept from an earlier epoch."""
+        ids = [int(batch_id) for batch_id in order]
         if self.distillation is None:
-            return ((int(batch_id), ()) for batch_id in order)
-        return self.distillation.scores.stream([int(b) for b in order], dtype=None)
+            yield from ((batch_id, ()) for batch_id in ids)
+            return
+        unread = iter(self.distillation.scores.stream([i for i in ids if i not in self.targets], dtype=None))
+        for batch_id in ids:
+            yield (batch_id, ()) if batch_id in self.targets else next(unread)
 
     def _prepare(self, raw: tuple[int, Sequence[Floats]]) -> Step:
         """Runs in the background thread: tensors on the device, and the mask where a loss needs one."""
         batch_id, scores = raw
         batch = self.batches(self.plan.batch(batch_id))
-        in_batch = self.distillation is not None or self.config.ce != "full"
         mask = None
-        if in_batch:
+        if self.distillation is not None or self.config.ce != "full":
             mask = torch.from_numpy(in_batch_mask(batch.users.numpy(), batch.targets.numpy()))
             mask = mask.to(self.device, non_blocking=True)
         tensors = [torch.from_numpy(s).to(self.device, non_blocking=True) for s in scores]
@@ -206,48 +216,65 @@ class Trainer:
 
     def _step(self, step: Step) -> dict[str, torch.Tensor]:
         """Forward, backward and update; returns the parts of the loss."""
+        target = self._target(step)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
             encoded, table = self.model(step.batch)
-            ce = self._cross_entropy(step, encoded, table)
-            parts = {"ce": ce}
-            loss = ce
-            if self.distillation is not None:
-                assert step.mask is not None
-                target = self.distillation.target(step.scores, step.mask)
-                log_p = masked_log_softmax(self._in_batch_logits(step.batch, encoded, table), step.mask)
-                parts["kd"] = distillation_loss(log_p, target.log_q, direction=self.distillation.direction)
-                loss = ce + self.distillation.weight * parts["kd"]
-                for name, share in zip(self.distillation.target.teachers, target.dropped, strict=True):
-                    parts[f"dropped_{name}"] = share
-        parts["loss"] = loss
+            parts = self._loss(step, encoded, table, target)
         self.optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(loss)
+        torch.autograd.backward(parts["loss"])
         if self.config.clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
         self.optimizer.step()
+        if self.distillation is not None and target is not None:
+            names = self.distillation.target.teachers
+            parts |= {f"dropped_{name}": share for name, share in zip(names, target.dropped, strict=True)}
         return parts
 
-    def _cross_entropy(self, step: Step, encoded: torch.Tensor, table: torch.Tensor | None) -> torch.Tensor:
-        """The base model's own loss where it has one, else cross-entropy as configured (Eq. 6)."""
+    def _target(self, step: Step) -> Target | None:
+        """The batch's target, a function of plan and stored scores: a batch that is met again has it already."""
+        if self.distillation is None:
+            return None
+        found = self.targets.get(step.batch_id)
+        if found is None:
+            assert step.mask is not None
+            found = self.distillation.target(step.scores, step.mask)
+            self.targets.put(step.batch_id, found)
+        return found
+
+    def _loss(
+        self, step: Step, encoded: torch.Tensor, table: torch.Tensor | None, target: Target | None
+    ) -> dict[str, torch.Tensor]:
+        """L = CE + lambda * KL (Eq. 10) and its parts; CE is the base model's own loss where it has one."""
+        distill = None
+        if self.distillation is not None and target is not None:
+            assert step.mask is not None
+            distill = InBatchTarget(target.log_q, step.mask, self.distillation.weight, self.distillation.direction)
         own = self.model.base_loss(step.batch, encoded, table)
-        if own is not None:
-            return own
-        if self.config.ce == "full":
-            if table is None:
-                logits = self.model.score_items(encoded).float() * self.model.logit_scale
-                first = 0 if self.model.pad_in_softmax else 1
-                return F.cross_entropy(logits[:, first:], step.batch.targets - first)
-            return full_cross_entropy(
+        if own is None and self.config.ce == "full" and table is not None:
+            loss, ce, kd = full_softmax_loss(
                 encoded,
                 table,
                 step.batch.targets,
                 scale=self.model.logit_scale,
                 pad_in_softmax=self.model.pad_in_softmax,
+                distill=distill,
             )
-        assert step.mask is not None
-        log_popularity = self.log_popularity[step.batch.targets] if self.config.ce == "in-batch-logq" else None
-        logits = self._in_batch_logits(step.batch, encoded, table)
-        return in_batch_cross_entropy(logits, step.mask, log_popularity=log_popularity)
+            return {"loss": loss, "ce": ce, **({"kd": kd} if distill else {})}
+        if own is None and self.config.ce == "full":
+            first = 0 if self.model.pad_in_softmax else 1
+            scores = self.model.score_items(encoded).float() * self.model.logit_scale
+            own = F.cross_entropy(scores[:, first:], step.batch.targets - first)
+        logits = self._in_batch_logits(step.batch, encoded, table) if own is None or distill else None
+        if own is None:
+            assert logits is not None
+            assert step.mask is not None
+            log_popularity = self.log_popularity[step.batch.targets] if self.config.ce == "in-batch-logq" else None
+            own = in_batch_cross_entropy(logits, step.mask, log_popularity=log_popularity)
+        if distill is None or logits is None:
+            return {"loss": own, "ce": own}
+        log_p = masked_log_softmax(logits, distill.mask)
+        kd = distillation_loss(log_p, distill.log_q, direction=distill.direction)
+        return {"loss": own + distill.weight * kd, "ce": own, "kd": kd}
 
     def _in_batch_logits(self, batch: Batch, encoded: torch.Tensor, table: torch.Tensor | None) -> torch.Tensor:
         """(B, B) scores of the batch's target items, times the model's logit scale."""

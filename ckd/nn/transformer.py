@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ckd.nn.dropout import Dropout
+from ckd.nn.dropout import Dropout, dropout
 
 #: What the published models add to the logit of a masked key, in place of minus infinity.
 MASKED = -10000.0
@@ -38,12 +38,12 @@ class MultiHeadAttention(nn.Module):
         def heads(x: torch.Tensor) -> torch.Tensor:
             return x.view(B, L, self.n_heads, D // self.n_heads).transpose(1, 2)
 
-        mixed = F.scaled_dot_product_attention(
+        mixed = attention(
             heads(self.query(x_BLD)),
             heads(self.key(x_BLD)),
             heads(self.value(x_BLD)),
-            attn_mask=mask.to(x_BLD.dtype),
-            dropout_p=self.attention_dropout if self.training else 0.0,
+            mask,
+            self.attention_dropout if self.training else 0.0,
         )
         mixed = self.dense(mixed.transpose(1, 2).reshape(B, L, D))
         return self.LayerNorm(self.out_dropout(mixed) + x_BLD)
@@ -101,6 +101,23 @@ class TransformerEncoder(nn.Module):
         return x_BLD
 
 
+def attention(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor, dropout_p: float = 0.0
+) -> torch.Tensor:
+    """(B, H, L, D / H) scaled dot-product attention of queries, keys and values of that shape.
+
+    Args:
+        mask: (B, 1, L, L) is added to the logits.
+        dropout_p: share of the attention weights that are dropped.
+    """
+    mask = mask.to(query.dtype)
+    if dropout_p == 0.0 or query.device.type != "cpu":
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout_p)
+    # On a CPU torch has no fused attention with dropout, and its own dropout costs as much as the two products.
+    weights = torch.softmax(query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5 + mask, dim=-1)
+    return dropout(weights, dropout_p) @ value
+
+
 def attention_mask(sequences: torch.Tensor, causal: bool, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     """(B, 1, L, L) additive mask of (B, L) item sequences: padding is never a key, the future only if not `causal`."""
     length = sequences.shape[1]
@@ -112,12 +129,12 @@ def attention_mask(sequences: torch.Tensor, causal: bool, dtype: torch.dtype = t
     return torch.zeros(allowed.shape, dtype=dtype, device=sequences.device).masked_fill_(~allowed, MASKED)
 
 
-def packed_mask(segments: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    """(P, 1, W, W) additive causal mask of packed rows: a position attends to its own sequence up to itself."""
+def packed_mask(segments: torch.Tensor, dtype: torch.dtype = torch.float32, causal: bool = True) -> torch.Tensor:
+    """(P, 1, W, W) additive mask of packed rows: a position attends to its own sequence, up to itself if `causal`."""
     width = segments.shape[1]
-    allowed = (segments[:, :, None] == segments[:, None, :]) & torch.ones(
-        width, width, dtype=torch.bool, device=segments.device
-    ).tril()
+    allowed = segments[:, :, None] == segments[:, None, :]
+    if causal:
+        allowed &= torch.ones(width, width, dtype=torch.bool, device=segments.device).tril()
     return torch.zeros(allowed.shape, dtype=dtype, device=segments.device).masked_fill_(~allowed, MASKED)[:, None]
 
 

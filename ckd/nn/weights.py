@@ -37,9 +37,20 @@ def read_weights(path: Path) -> Tensors:
 
 def write_weights(path: Path, model: nn.Module) -> None:
     """Write the model's state as safetensors, atomically; the same weights give the same bytes."""
-    tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
-    with replace_file(path) as partial:
-        save_file(tensors, partial)
+    write_tensors(path, {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()})
+
+
+def write_tensors(path: Path, tensors: Tensors, metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file, atomically.
+
+    Raises:
+        DataError: the disk is full; what was there before is kept.
+    """
+    try:
+        with replace_file(path) as partial:
+            save_file(tensors, partial, metadata)
+    except SafetensorError as error:
+        raise DataError(f"{path}: cannot be written ({error}). Free that disk and run again.") from None
 
 
 def read_checkpoint(path: Path) -> Tensors:

@@ -161,6 +161,7 @@ def _finetune(
         )
     plan_config = PlanConfig(
         batch_size=train.batch_size or PlanConfig().batch_size,
+        layout=train.layout,
         difficulty="none",
         buckets=1,
         pool="fresh",

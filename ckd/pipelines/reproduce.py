@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ckd.config import RunConfig, parse
-from ckd.data.example import SOURCES, TARGET
+from ckd.data.example import TARGET
 from ckd.errors import ConfigError, DataError, did_you_mean
 from ckd.evaluation.metrics import ranking_metrics
 from ckd.evaluation.ranks import Ranks
@@ -185,13 +185,9 @@ def _prepare(work: Path, data: Path | None, name: str, config: RunConfig, progre
     folder = domain_folder(work, name)
     if data is None:
         prepare_example(work)
-        features = [*SOURCES, TARGET]
-    else:
-        if not (folder / "domain.json").exists():
-            prepare(work, data / name, name=name, config=config.prepare, progress=progress)
-        features = [name]
-    for each in features:
-        encode_items(work, each, parse(EncodeConfig, config.features, "features"), progress)
+    elif not (folder / "domain.json").exists():
+        prepare(work, data / name, name=name, config=config.prepare, progress=progress)
+    encode_items(work, name, parse(EncodeConfig, config.features, "features"), progress)
 
 
 def _run_chain(

@@ -5,26 +5,35 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
+import re
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from ckd.errors import DataError
+from ckd.data.domain import Domain
+from ckd.data.features import list_features, read_feature_info
+from ckd.errors import ConfigError, DataError
 
 #: Packages whose versions are recorded with every result.
 RECORDED = ("ckd-mdsr", "torch", "numpy", "polars", "pyarrow", "transformers", "open_clip_torch")
+
+_RUN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 def domain_folder(work: Path, domain: str) -> Path:
     return work / "domains" / domain
 
 
+def teachers_folder(work: Path, domain: str) -> Path:
+    return work / "teachers" / domain
+
+
 def teacher_folder(work: Path, domain: str, run: str) -> Path:
-    return work / "teachers" / domain / run
+    return teachers_folder(work, domain) / check_run(run)
 
 
 def pretrained_folder(work: Path, run: str) -> Path:
-    return work / "pretrained" / run
+    return work / "pretrained" / check_run(run)
 
 
 def plans_folder(work: Path, domain: str) -> Path:
@@ -35,8 +44,31 @@ def scores_folder(work: Path, domain: str, plan: str) -> Path:
     return work / "scores" / domain / plan
 
 
+def students_folder(work: Path, domain: str) -> Path:
+    return work / "students" / domain
+
+
 def student_folder(work: Path, domain: str, run: str) -> Path:
-    return work / "students" / domain / run
+    return students_folder(work, domain) / check_run(run)
+
+
+def check_run(run: str) -> str:
+    """`run`, if it can name a folder of its own.
+
+    Raises:
+        ConfigError: it holds something other than letters, digits, dots, dashes and underscores.
+    """
+    if not _RUN.fullmatch(run):
+        raise ConfigError(f"run {run!r}: use letters, digits, '.', '_' and '-', beginning with a letter or digit.")
+    return run
+
+
+def named_features(domain: Domain, config: dict[str, Any]) -> dict[str, str]:
+    """Fingerprints of those of a saved domain's features that a configuration names: what a model of it depends on."""
+    assert domain.folder is not None
+    named = {value for value in config.values() if isinstance(value, str)}
+    there = [name for name in list_features(domain.folder) if name in named]
+    return {name: read_feature_info(domain.folder, name)["fingerprint"] for name in there}
 
 
 def versions() -> dict[str, str]:

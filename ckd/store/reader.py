@@ -111,7 +111,12 @@ class ScoreReader:
         return found if dtype is None else found.astype(dtype, copy=False)
 
     def stream(
-        self, batch_ids: Iterable[int], *, read_ahead: int = 8, threads: int = 1, dtype: npt.DTypeLike | None = np.float32
+        self,
+        batch_ids: Iterable[int],
+        *,
+        read_ahead: int = 8,
+        threads: int = 1,
+        dtype: npt.DTypeLike | None = np.float32,
     ) -> Stream[Float]:
         """Batch id and log-scores of each batch in the given order, read ahead in the background.
 
@@ -239,7 +244,12 @@ class ZippedReaders:
         return [reader.read(batch_id, dtype) for reader in self.readers]
 
     def stream(
-        self, batch_ids: Iterable[int], *, read_ahead: int = 8, threads: int = 1, dtype: npt.DTypeLike | None = np.float32
+        self,
+        batch_ids: Iterable[int],
+        *,
+        read_ahead: int = 8,
+        threads: int = 1,
+        dtype: npt.DTypeLike | None = np.float32,
     ) -> Stream[list[Float]]:
         """Batch id and each teacher's log-scores; see `ScoreReader.stream`."""
         return Stream(batch_ids, lambda batch_id: self.read(batch_id, dtype), read_ahead, threads)

@@ -1,14 +1,23 @@
-"""Domains of any shape for the plan's tests."""
+"""Domains of any shape for the plan's tests, and a trainer of anything small."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
 import pytest
+import torch
 
+from ckd.config import DistillConfig, PlanConfig, TrainConfig
 from ckd.data.domain import Domain, leave_one_out
+from ckd.distill.plan import Plan, build_plan
+from ckd.distill.target import TargetBuilder
+from ckd.distill.trainer import Distillation, Trainer
+from ckd.nn.recommender import Recommender
+from ckd.students.sasrec import SASRec, SASRecConfig
 
 
 def _domain(lengths: Sequence[int], n_items: int = 40, seed: int = 1, history_cap: int = 50) -> Domain:
@@ -40,3 +49,64 @@ def make_domain() -> Callable[..., Domain]:
 def small_domain() -> Domain:
     """120 users of 3 to 32 items."""
     return _domain([3 + (u * u * 7 + u) % 30 for u in range(120)], n_items=60)
+
+
+class DrawnScores:
+    """Stored log-scores of several teachers, drawn from teacher and batch id."""
+
+    def __init__(self, plan: Plan, teachers: int) -> None:
+        self.plan = plan
+        self.teachers = teachers
+
+    def read(self, teacher: int, batch_id: int) -> np.ndarray:
+        n = len(self.plan.batch(batch_id))
+        logits = np.random.default_rng([teacher, batch_id]).normal(size=(n, n)) * 4
+        return (logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))).astype(np.float32)
+
+    def stream(self, batch_ids: Iterable[int], *, dtype: None = None) -> Iterator[tuple[int, list[np.ndarray]]]:
+        for batch_id in batch_ids:
+            yield batch_id, [self.read(teacher, batch_id) for teacher in range(self.teachers)]
+
+
+PLAN: dict[str, Any] = {"batch_size": 16, "buckets": 2, "epochs": 4}
+STUDENT: dict[str, Any] = {"hidden_size": 8, "inner_size": 8, "n_layers": 1, "n_heads": 2}
+
+
+def build_trainer(
+    folder: Path,
+    *,
+    seed: int = 0,
+    domain: Domain | None = None,
+    plan: dict[str, Any] | None = None,
+    student: dict[str, Any] | None = None,
+    teachers: int = 0,
+    weight: float = 5.0,
+    model: Recommender | None = None,
+    on_step: Any = None,
+    on_epoch: Any = None,
+    **train: Any,
+) -> Trainer:
+    """A trainer of a small student with dropout, with `teachers` teachers of random scores."""
+    domain = domain or _domain([4 + u * 7 % 9 for u in range(24)], n_items=20)
+    made = build_plan(domain, PlanConfig(**{**PLAN, **(plan or {})}), seed=3)
+    names = [f"teacher-{number}" for number in range(teachers)]
+    target = TargetBuilder(DistillConfig(), names, [1.0] * teachers, [1.0] * teachers, epsilon=0.7) if names else None
+    torch.manual_seed(seed)
+    return Trainer(
+        model or SASRec.create(SASRecConfig(**{**STUDENT, **(student or {})}), domain),
+        domain,
+        made,
+        TrainConfig(device="cpu", **{"lr": 0.01, **train}),
+        folder,
+        {"train": {"lr": 0.01, **train}, "seed": seed},
+        distillation=None if target is None else Distillation(DrawnScores(made, teachers), target, weight),
+        seed=seed,
+        on_step=on_step,
+        on_epoch=on_epoch,
+    )
+
+
+@pytest.fixture
+def make_trainer() -> Callable[..., Trainer]:
+    """See `build_trainer`."""
+    return build_trainer

@@ -10,8 +10,9 @@ from torch.nn import functional as F
 
 from ckd.distill import losses
 from ckd.distill.losses import (
+    InBatchTarget,
     distillation_loss,
-    full_cross_entropy,
+    full_softmax_loss,
     in_batch_cross_entropy,
     masked_log_softmax,
     renormalise,
@@ -42,20 +43,47 @@ def test_full_cross_entropy_equals_the_plain_one_with_gradients(
         logits = logits[:, 1:]
     expected = F.cross_entropy(logits, targets if pad_in_softmax else targets - 1)
     expected_grads = torch.autograd.grad(expected, [encoded, table])
-    value = full_cross_entropy(encoded, table, targets, scale=3.0, pad_in_softmax=pad_in_softmax)
+    value, ce, _ = full_softmax_loss(encoded, table, targets, scale=3.0, pad_in_softmax=pad_in_softmax)
+    assert ce == value
     grads = torch.autograd.grad(2.0 * value, [encoded, table])
     torch.testing.assert_close(value, expected, atol=1e-12, rtol=0)
     for grad, reference in zip(grads, expected_grads, strict=True):
         torch.testing.assert_close(grad, 2.0 * reference, atol=1e-12, rtol=0)
 
 
+@pytest.mark.parametrize("direction", ["student", "teacher"])
+@pytest.mark.parametrize("block", [1, 40, 1 << 24])
+def test_the_fused_loss_equals_its_two_parts_with_gradients(
+    direction: str, block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(losses, "BLOCK_ELEMENTS", block)
+    g = generator(7)
+    encoded = torch.randn(8, 5, generator=g, dtype=torch.float64, requires_grad=True)
+    table = torch.randn(11, 5, generator=g, dtype=torch.float64, requires_grad=True)
+    targets = torch.randint(1, 11, (8,), generator=g)
+    mask = random_mask(8, g)
+    log_q = torch.randn(8, 8, generator=g, dtype=torch.float64).masked_fill(~mask, -torch.inf).log_softmax(1)
+    in_batch = 2.0 * encoded @ table[targets].T
+    log_p = in_batch.masked_fill(~mask, -torch.inf).log_softmax(1)
+    ce = F.cross_entropy(2.0 * encoded @ table.T, targets)
+    kd = distillation_loss(log_p, log_q, direction=direction)
+    expected = torch.autograd.grad(ce + 3.0 * kd, [encoded, table])
+    loss, *parts = full_softmax_loss(
+        encoded, table, targets, scale=2.0, distill=InBatchTarget(log_q, mask, 3.0, direction)
+    )
+    torch.testing.assert_close(torch.stack(parts), torch.stack([ce, kd]).detach(), atol=1e-12, rtol=0)
+    torch.testing.assert_close(loss, ce + 3.0 * kd, atol=1e-12, rtol=0)
+    for grad, reference in zip(torch.autograd.grad(loss, [encoded, table]), expected, strict=True):
+        torch.testing.assert_close(grad, reference, atol=1e-12, rtol=0)
+
+
 def test_full_cross_entropy_under_autocast_stays_close() -> None:
     g = generator(2)
     encoded, table = torch.randn(16, 32, generator=g), torch.randn(40, 32, generator=g) * 0.1
     targets = torch.randint(0, 40, (16,), generator=g)
-    exact = full_cross_entropy(encoded, table, targets)
+    exact = full_softmax_loss(encoded, table, targets)[0]
     with torch.autocast("cpu", torch.bfloat16):
-        rounded = full_cross_entropy(encoded, table, targets)
+        rounded = full_softmax_loss(encoded, table, targets)[0]
     assert rounded.dtype == torch.float32
     torch.testing.assert_close(rounded, exact, atol=2e-2, rtol=0)
     assert rounded != exact
@@ -64,7 +92,7 @@ def test_full_cross_entropy_under_autocast_stays_close() -> None:
 def test_full_cross_entropy_takes_no_gradient_of_a_frozen_table() -> None:
     encoded = torch.randn(3, 4, requires_grad=True)
     table = torch.randn(6, 4)
-    full_cross_entropy(encoded, table, torch.tensor([1, 2, 3])).backward()
+    full_softmax_loss(encoded, table, torch.tensor([1, 2, 3]))[0].backward()
     assert encoded.grad is not None
     assert table.grad is None
 
