@@ -1,0 +1,1 @@
+"""The parts of UniSRec beside the model itself."""

@@ -1,0 +1,1 @@
+"""Parts of the teacher that is read from files: the files' forms, and which vector belongs to which instance."""
