@@ -1,0 +1,1 @@
+"""The parts of Recformer: tokens, network, starting weights, pre-training, fine-tuning."""
