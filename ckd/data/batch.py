@@ -53,6 +53,11 @@ class Packed:
         if sequences.device.type == "cpu":
             numbers = np.arange(len(sequences))
             return _pack(sequences.numpy(), lengths.numpy(), numbers, lengths.numpy())
+        return cls.unpacked(sequences, lengths)
+
+    @classmethod
+    def unpacked(cls, sequences: torch.Tensor, lengths: torch.Tensor) -> Packed:
+        """The same with a row for each sequence."""
         width = sequences.shape[1]
         first = torch.arange(len(sequences), device=sequences.device) * width
         positions = torch.arange(width, device=sequences.device).expand_as(sequences)

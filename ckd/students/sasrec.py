@@ -9,21 +9,14 @@ from torch import nn
 
 from ckd.data.batch import Batch
 from ckd.data.domain import Domain
-from ckd.nn.recommender import ModelConfig, Recommender
+from ckd.nn.dropout import Dropout
+from ckd.nn.recommender import Recommender
 from ckd.nn.transformer import TransformerEncoder, initialise, packed_mask
+from ckd.students.common.transformer_config import TransformerConfig
 
 
-class SASRecConfig(ModelConfig):
-    """Sizes of the paper's section 4.1.4; inner size as in UniSRec."""
-
-    hidden_size: int = 300
-    inner_size: int = 256
-    n_layers: int = 2
-    n_heads: int = 2
-    hidden_dropout: float = 0.1
-    attention_dropout: float = 0.1
-    layer_norm_eps: float = 1e-12
-    initializer_range: float = 0.02
+class SASRecConfig(TransformerConfig):
+    """Sizes and dropout; nothing else."""
 
 
 class SASRec(Recommender):
@@ -53,7 +46,7 @@ class SASRec(Recommender):
             c.layer_norm_eps,
         )
         self.LayerNorm = nn.LayerNorm(c.hidden_size, eps=c.layer_norm_eps)
-        self.dropout = nn.Dropout(c.hidden_dropout)
+        self.dropout = Dropout(c.hidden_dropout)
         initialise(self, c.initializer_range)
 
     @classmethod
