@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, fields, is_dataclass
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,18 @@ if TYPE_CHECKING:
 
 #: Metrics that are shown, in this order; a table has no room for all that are kept.
 SHOWN = tuple(f"{name}@{k}" for name in ("recall", "ndcg") for k in (5, 10, 20, 50))
+
+STAGE_COLUMNS = {
+    "stage": "Stage",
+    "epochs": "Epochs",
+    "buckets": "Buckets",
+    "samples": "Samples",
+    "instances": "Inst.",
+    "batches": "Batches",
+    "difficulty": "Diff.",
+    "length": "Length",
+    "popularity": "Pop.",
+}
 
 TABLE_2 = ("#Users", "#Items", "#Inters.", "Avg. n", "Sparsity")
 
@@ -154,8 +166,7 @@ def planned(result: Planned, rows: Sequence[StageRow], figure: Path | None, json
         f"{' (was there already)' if result.reused else ''}"
     )
     if rows:
-        names = [field.name for field in fields(rows[0])]
-        print_table("Curriculum", [_spaced(n) for n in names], [[getattr(r, n) for n in names] for r in rows])
+        print_table("Curriculum", list(STAGE_COLUMNS.values()), [[getattr(r, n) for n in STAGE_COLUMNS] for r in rows])
     if figure:
         out.print(f"drawn: {figure}")
 
