@@ -52,11 +52,15 @@ def bars() -> Iterator[Bars]:
 
 def print_table(title: str, headers: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     """A table for people: text to the left, numbers to the right."""
-    table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table = Table(
+        title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True
+    )
     for position, header in enumerate(headers):
         column = [row[position] for row in rows]
         numeric = position > 0 and all(not isinstance(v, str) or _looks_numeric(v) for v in column)
-        table.add_column(header, justify="right" if numeric else "left", no_wrap=numeric or position == 0, overflow="fold")
+        table.add_column(
+            header, justify="right" if numeric else "left", no_wrap=numeric or position == 0, overflow="fold"
+        )
     for row in rows:
         table.add_row(*(show(value) for value in row))
     out.print(table)

@@ -7,6 +7,7 @@ keeps its traceback. A message names the file, the offending value and the remed
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 
 
@@ -32,3 +33,14 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     folded = {known_name.casefold(): known_name for known_name in names}
     close = difflib.get_close_matches(name.casefold(), folded, n=1)
     return f" Did you mean {folded[close[0]]!r}?" if close else f" Known: {', '.join(names) or 'none'}."
+
+
+def file_name(kind: str, name: str) -> str:
+    """`name`, if it can name a folder or file of its own.
+
+    Raises:
+        ConfigError: it holds something other than letters, digits, dots, dashes and underscores.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+        raise ConfigError(f"{kind} {name!r}: use letters, digits, '.', '-' and '_', beginning with a letter or digit.")
+    return name

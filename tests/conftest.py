@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -83,7 +84,19 @@ SMALL: dict[str, Any] = {
 
 
 @pytest.fixture(scope="session")
-def finished_studio(tmp_path_factory: pytest.TempPathFactory, tiny: dict[str, Domain]) -> Studio:
+def small() -> RunConfig:
+    """A configuration with which every step takes less than a second on the example at its smallest."""
+    return RunConfig.model_validate(SMALL)
+
+
+@pytest.fixture(scope="session")
+def bag_of_words() -> Callable[..., None]:
+    """See `write_bag_of_words`."""
+    return write_bag_of_words
+
+
+@pytest.fixture(scope="session")
+def finished_studio(tmp_path_factory: pytest.TempPathFactory, tiny: dict[str, Domain], small: RunConfig) -> Studio:
     """Made once; nobody may change it. Ask for `studio` instead."""
     from ckd.pipelines.finetune_teacher import finetune_teacher
     from ckd.pipelines.plan import make_plan
@@ -93,7 +106,7 @@ def finished_studio(tmp_path_factory: pytest.TempPathFactory, tiny: dict[str, Do
     saved = [domain.save(work / "domains" / name) for name, domain in tiny.items()]
     for domain in saved:
         write_bag_of_words(domain)
-    target, config = saved[-1], RunConfig.model_validate(SMALL)
+    target, config = saved[-1], small
     plan = make_plan(work, target.name, config).plan
     teachers = tuple(f"unisrec-{seed}" for seed in range(3))
     for seed, run in enumerate(teachers):

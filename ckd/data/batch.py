@@ -44,13 +44,14 @@ class Packed:
     def of(cls, sequences: torch.Tensor, lengths: torch.Tensor) -> Packed:
         """Pack the sequences of a model that changes them first, each an instance of its own.
 
-        On a GPU every sequence keeps a row to itself, because to pack them would be to wait for the device.
+        On a GPU every sequence keeps a row to itself, because to pack them would be to wait for the device; so does it
+        in a model that is being exported, whose graph must hold for any lengths.
 
         Args:
             sequences: (B, L) int64 items, right-padded with 0.
             lengths: (B,) int64 from 1.
         """
-        if sequences.device.type == "cpu":
+        if sequences.device.type == "cpu" and not torch.compiler.is_exporting():
             numbers = np.arange(len(sequences))
             return _pack(sequences.numpy(), lengths.numpy(), numbers, lengths.numpy())
         return cls.unpacked(sequences, lengths)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 import struct
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -22,7 +21,7 @@ import polars as pl
 
 from ckd.data.atomic import replace_file, write_json
 from ckd.data.domain import Domain, columns
-from ckd.errors import ConfigError, DataError, did_you_mean
+from ckd.errors import DataError, did_you_mean, file_name
 
 #: Names under which the encoders keep their features unless told otherwise.
 TEXT = "text"
@@ -31,7 +30,6 @@ IMAGE = "image"
 
 FORMAT = 1
 _FOLDER = "features"
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _BLOCK = 16384
 
 
@@ -96,20 +94,9 @@ def item_list_hash(raw_ids: Iterable[str]) -> str:
     return digest.hexdigest()
 
 
-def check_name(name: str) -> str:
-    """`name`, if it can name a feature.
-
-    Raises:
-        ConfigError: it holds something other than letters, digits, dots, dashes and underscores.
-    """
-    if not _NAME.fullmatch(name):
-        raise ConfigError(f"feature name {name!r}: use letters, digits, '.', '-' and '_' only.")
-    return name
-
-
 def feature_path(domain_folder: Path, name: str) -> Path:
     """Where the JSON of a feature lies; its vectors lie beside it."""
-    return domain_folder / _FOLDER / f"{check_name(name)}.json"
+    return domain_folder / _FOLDER / f"{file_name('feature', name)}.json"
 
 
 def save_features(domain_folder: Path, features: ItemFeatures) -> Path:

@@ -30,6 +30,8 @@ class Recommender(nn.Module):
         factored: whether the score is `encode(batch) @ item_table().T`.
         causal: whether the hidden state at a position depends on no later item, so that the prefixes of one sequence
             share a forward pass.
+        reads_users: whether the score depends on the user's number besides the history, so that nobody but the domain's
+            own users can be served.
         logit_scale: what a score is multiplied by before the softmax of the training loss (1 / temperature of a model
             that scores by cosine); rankings do not depend on it.
         pad_in_softmax: whether the training softmax keeps row 0, padding, among the candidates, as the published models
@@ -40,6 +42,7 @@ class Recommender(nn.Module):
     Config: ClassVar[type[ModelConfig]]
     factored: ClassVar[bool] = True
     causal: ClassVar[bool] = True
+    reads_users: ClassVar[bool] = False
     logit_scale: float = 1.0
     pad_in_softmax: ClassVar[bool] = True
     TRAIN_DEFAULTS: ClassVar[dict[str, Any]] = {}
@@ -58,7 +61,11 @@ class Recommender(nn.Module):
         raise TypeError(f"{type(self).__name__} must implement item_table()")
 
     def forward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """(B, d) user vectors and the (n_items + 1, d) item table, None where the model does not factor."""
+        """(B, d) user vectors and the (n_items + 1, d) item table.
+
+        None in place of the table where the model does not factor, or where it makes item vectors only as `score_items`
+        asks for them.
+        """
         return self.encode(batch), self.item_table() if self.factored else None
 
     def score_items(self, encoded: torch.Tensor, items: torch.Tensor | None = None) -> torch.Tensor:

@@ -5,6 +5,8 @@ Shapes: B sequences, L positions, D hidden size, H heads. Module names are those
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -63,37 +65,45 @@ class FeedForward(nn.Module):
         return self.LayerNorm(self.dropout(self.dense_2(F.gelu(self.dense_1(x_BLD)))) + x_BLD)
 
 
+class Sizes(Protocol):
+    """What the encoder takes from a model's configuration."""
+
+    @property
+    def n_layers(self) -> int: ...
+    @property
+    def n_heads(self) -> int: ...
+    @property
+    def hidden_size(self) -> int: ...
+    @property
+    def inner_size(self) -> int: ...
+    @property
+    def hidden_dropout(self) -> float: ...
+    @property
+    def attention_dropout(self) -> float: ...
+    @property
+    def layer_norm_eps(self) -> float: ...
+
+
 class TransformerLayer(nn.Module):
     """Attention and feed-forward block."""
 
-    def __init__(
-        self, n_heads: int, hidden: int, inner: int, hidden_dropout: float, attention_dropout: float, eps: float
-    ) -> None:
+    def __init__(self, c: Sizes) -> None:
         super().__init__()
-        self.multi_head_attention = MultiHeadAttention(n_heads, hidden, hidden_dropout, attention_dropout, eps)
-        self.feed_forward = FeedForward(hidden, inner, hidden_dropout, eps)
+        self.multi_head_attention = MultiHeadAttention(
+            c.n_heads, c.hidden_size, c.hidden_dropout, c.attention_dropout, c.layer_norm_eps
+        )
+        self.feed_forward = FeedForward(c.hidden_size, c.inner_size, c.hidden_dropout, c.layer_norm_eps)
 
     def forward(self, x_BLD: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         return self.feed_forward(self.multi_head_attention(x_BLD, mask))
 
 
 class TransformerEncoder(nn.Module):
-    """A stack of layers."""
+    """A stack of layers, of the sizes in a model's configuration."""
 
-    def __init__(
-        self,
-        n_layers: int,
-        n_heads: int,
-        hidden: int,
-        inner: int,
-        hidden_dropout: float,
-        attention_dropout: float,
-        eps: float = 1e-12,
-    ) -> None:
+    def __init__(self, config: Sizes) -> None:
         super().__init__()
-        self.layer = nn.ModuleList(
-            TransformerLayer(n_heads, hidden, inner, hidden_dropout, attention_dropout, eps) for _ in range(n_layers)
-        )
+        self.layer = nn.ModuleList(TransformerLayer(config) for _ in range(config.n_layers))
 
     def forward(self, x_BLD: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         for layer in self.layer:

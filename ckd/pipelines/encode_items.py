@@ -25,13 +25,12 @@ from ckd.data.features import (
     IMAGE,
     TEXT,
     ItemFeatures,
-    check_name,
     feature_path,
     list_features,
     load_features,
     save_features,
 )
-from ckd.errors import ConfigError, DataError
+from ckd.errors import ConfigError, DataError, file_name
 from ckd.pipelines.item_contents import Contents, picture_contents, text_contents
 from ckd.pipelines.progress import Progress, silent
 from ckd.pipelines.workspace import domain_folder
@@ -115,7 +114,7 @@ def encode_items(work: Path, domain_name: str, config: EncodeConfig, progress: P
         ConfigError: an option that does not go with the modality, an unknown model, or no encoder at all.
         DataError: no such domain, no item has the content, or the model cannot be loaded.
     """
-    name = check_name(config.feature or _default_name(config))
+    name = file_name("feature", config.feature or _default_name(config))
     _check_options(config)
     domain = Domain.load(domain_folder(work, domain_name))
     assert domain.folder is not None
@@ -178,7 +177,7 @@ def import_features(
         DataError: no such domain or file, the two do not fit, a value is not finite, an id comes twice, or no id is an
             item of the domain.
     """
-    check_name(name)
+    file_name("feature", name)
     domain = Domain.load(domain_folder(work, domain_name))
     assert domain.folder is not None
     table = read_vectors(vectors, ids, dim=dim, vector_column=vector_column, id_column=id_column)

@@ -85,9 +85,10 @@ def finetune_teacher(
     done = _finished(folder, identity)
     if done is not None:
         return done
-    folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(config.seed)
     model = teacher_class.create(model_config, domain)
+    _require_trainable(model, teacher_name)
+    folder.mkdir(parents=True, exist_ok=True)
     if isinstance(model, SelfFinetuning):
         model.finetune(domain, train, config.seed, folder, progress)
     else:
@@ -144,8 +145,15 @@ def _finished(folder: Path, identity: dict[str, Any]) -> FinetunedTeacher | None
     return FinetunedTeacher(folder, result["metrics"], teacher_fingerprint(folder), reused=True)
 
 
+def _require_trainable(model: object, teacher: str) -> None:
+    if not isinstance(model, SelfFinetuning | Recommender):
+        raise ConfigError(
+            f"teacher {teacher!r} cannot be fine-tuned: its class is no Recommender and has no finetune()."
+        )
+
+
 def _finetune(
-    model: Any,
+    model: Recommender,
     domain: Domain,
     train: TrainConfig,
     seed: int,
@@ -155,10 +163,6 @@ def _finetune(
     on_epoch: Callable[[dict[str, Any]], None] | None,
 ) -> None:
     """Cross-entropy over the catalogue, batches composed afresh every epoch."""
-    if not isinstance(model, Recommender):
-        raise ConfigError(
-            f"teacher {identity['teacher']!r} cannot be fine-tuned: its class is no Recommender and has no finetune()."
-        )
     plan_config = PlanConfig(
         batch_size=train.batch_size or PlanConfig().batch_size,
         layout=train.layout,

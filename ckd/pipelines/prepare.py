@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,11 +18,9 @@ from ckd.data.ingest import find_format
 from ckd.data.ingest.problems import Malformed, Problems
 from ckd.data.ingest.raw import IngestFormat, RawDomain, ReadOptions
 from ckd.data.ingest.spool import IMAGE, ITEM, LINE, RAW, SPLIT, TEXT, USER
-from ckd.errors import ConfigError, DataError
+from ckd.errors import ConfigError, DataError, file_name
 from ckd.pipelines.progress import Progress, silent
 from ckd.pipelines.workspace import domain_folder
-
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 WITHOUT_METADATA = "items without metadata"
 
@@ -76,8 +73,7 @@ def prepare(
         ConfigError: a name that is no file name, an unknown format, or a filter that would break a given split.
     """
     config = config or PrepareConfig()
-    if not _NAME.fullmatch(name):
-        raise ConfigError(f"domain name {name!r}: use letters, digits, '.', '_' and '-', beginning with no sign.")
+    file_name("domain", name)
     format, reader = find_format(source, format)
     folder = domain_folder(work, name)
     folder.parent.mkdir(parents=True, exist_ok=True)

@@ -18,7 +18,7 @@ from ckd.data.batch import Batches
 from ckd.data.domain import Domain
 from ckd.distill.plan import Plan
 from ckd.distill.trainer import pick_device
-from ckd.errors import ConfigError, did_you_mean
+from ckd.errors import ConfigError
 from ckd.pipelines.finetune_teacher import finetune_teacher, load_teacher
 from ckd.pipelines.plan import estimate, load_plan
 from ckd.pipelines.progress import Progress, silent
@@ -227,6 +227,7 @@ def estimate_scoring(
         DataError, StoreError: as `teacher_score`.
         ConfigError: unknown codec.
     """
+    CODECS.get(config.score.codec)
     domain = Domain.load(domain_folder(work, domain_name))
     plan = load_plan(work, domain, plan_id)
     teacher, _, _ = load_teacher(work, domain, teacher_run)
@@ -247,7 +248,8 @@ def estimate_scoring(
     sizes = estimate(plan, domain.n_items, vectors.shape[1])
     if config.score.codec not in sizes.bytes:
         raise ConfigError(
-            f"score.codec={config.score.codec!r}: unknown.{did_you_mean(config.score.codec, sizes.bytes)}"
+            f"score.codec={config.score.codec!r}: how much this codec writes is not known beforehand. "
+            f"Known of {', '.join(sizes.bytes)}; score without the estimate."
         )
     return ScoreEstimate(
         len(instances), domain.n_items, sizes.batches, sizes.rows, sizes.bytes[config.score.codec], seconds

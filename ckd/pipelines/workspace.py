@@ -5,19 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-import re
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from ckd.data.domain import Domain
 from ckd.data.features import list_features, read_feature_info
-from ckd.errors import ConfigError, DataError
+from ckd.errors import DataError, file_name
 
 #: Packages whose versions are recorded with every result.
 RECORDED = ("ckd-mdsr", "torch", "numpy", "polars", "pyarrow", "transformers", "open_clip_torch")
-
-_RUN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 def domain_folder(work: Path, domain: str) -> Path:
@@ -29,11 +26,11 @@ def teachers_folder(work: Path, domain: str) -> Path:
 
 
 def teacher_folder(work: Path, domain: str, run: str) -> Path:
-    return teachers_folder(work, domain) / check_run(run)
+    return teachers_folder(work, domain) / file_name("run", run)
 
 
 def pretrained_folder(work: Path, run: str) -> Path:
-    return work / "pretrained" / check_run(run)
+    return work / "pretrained" / file_name("run", run)
 
 
 def plans_folder(work: Path, domain: str) -> Path:
@@ -49,18 +46,7 @@ def students_folder(work: Path, domain: str) -> Path:
 
 
 def student_folder(work: Path, domain: str, run: str) -> Path:
-    return students_folder(work, domain) / check_run(run)
-
-
-def check_run(run: str) -> str:
-    """`run`, if it can name a folder of its own.
-
-    Raises:
-        ConfigError: it holds something other than letters, digits, dots, dashes and underscores.
-    """
-    if not _RUN.fullmatch(run):
-        raise ConfigError(f"run {run!r}: use letters, digits, '.', '_' and '-', beginning with a letter or digit.")
-    return run
+    return students_folder(work, domain) / file_name("run", run)
 
 
 def named_features(domain: Domain, config: dict[str, Any]) -> dict[str, str]:

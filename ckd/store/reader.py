@@ -108,7 +108,8 @@ class ScoreReader:
         if not 0 <= batch_id < len(self.index):
             raise IndexError(f"batch {batch_id} of a plan of {len(self.index)}")
         found = self._source.read(batch_id)
-        return found if dtype is None else found.astype(dtype, copy=False)
+        # A view of Arrow's memory is read-only, which torch does not take.
+        return found.astype(found.dtype if dtype is None else dtype, copy=not found.flags.writeable)
 
     def stream(
         self,

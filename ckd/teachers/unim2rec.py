@@ -87,15 +87,7 @@ class UniM2Rec(Recommender):
         if isinstance(c, UniM2RecConfig) and c.mode == "transductive":
             self.item_embedding = nn.Embedding(self.n_items + 1, c.hidden_size, padding_idx=0)
         self.position_embedding = nn.Embedding(max_length, c.hidden_size)
-        self.trm_encoder = TransformerEncoder(
-            c.n_layers,
-            c.n_heads,
-            c.hidden_size,
-            c.inner_size,
-            c.hidden_dropout,
-            c.attention_dropout,
-            c.layer_norm_eps,
-        )
+        self.trm_encoder = TransformerEncoder(c)
         self.LayerNorm = nn.LayerNorm(c.hidden_size, eps=c.layer_norm_eps)
         self.dropout = Dropout(c.hidden_dropout)
         initialise(self, c.initializer_range)

@@ -80,15 +80,7 @@ class UniSRec(Recommender):
         self.temperature = c.temperature
         self.logit_scale = 1.0 / c.temperature
         self.position_embedding = nn.Embedding(max_length, c.hidden_size)
-        self.trm_encoder = TransformerEncoder(
-            c.n_layers,
-            c.n_heads,
-            c.hidden_size,
-            c.inner_size,
-            c.hidden_dropout,
-            c.attention_dropout,
-            c.layer_norm_eps,
-        )
+        self.trm_encoder = TransformerEncoder(c)
         self.LayerNorm = nn.LayerNorm(c.hidden_size, eps=c.layer_norm_eps)
         self.dropout = Dropout(c.hidden_dropout)
         self.plm_embedding = FrozenTable(features)

@@ -147,7 +147,7 @@ def test_a_given_split_keeps_items_that_nobody_has_and_its_numbers(toy: Any, tmp
 @pytest.mark.parametrize("name", ["", "a/b", "../up", ".hidden", "a b", "x\n"])
 def test_a_name_that_is_no_file_name_is_refused(name: str, toy: Any, tmp_path: Path) -> None:
     folder = toy.write["sequences"](tmp_path / "source")
-    with pytest.raises(ConfigError, match="domain name"):
+    with pytest.raises(ConfigError, match="use letters"):
         prepare(tmp_path / "work", folder, name=name)
     assert not (tmp_path / "work").exists()
 

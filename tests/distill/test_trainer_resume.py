@@ -79,7 +79,7 @@ for name, options, faults in json.load(sys.stdin):
     print(json.dumps([name, [run(Path(sys.argv[2]) / name, options, fault) for fault in [*faults, None]]]), flush=True)
 """
 
-#: Seven steps in the first stage, two stages, then full epochs of twelve steps; the third epoch is the best.
+#: Two curriculum stages and two full epochs.
 STEPS: dict[str, Any] = {"teachers": 3, "seed": 4, "checkpoint_steps": 2, "patience": 2, "lr": 0.003}
 EPOCHS: dict[str, Any] = {**STEPS, "checkpoint_steps": None}
 EVERY: dict[str, Any] = {**STEPS, "checkpoint_steps": 1}

@@ -193,7 +193,7 @@ def test_bad_options(tiny_bert: Path, save_domain: MakeDomain, tmp_path: Path) -
     cases: list[tuple[str, EncodeConfig, type[Exception], str]] = [
         ("toy", config(tiny_bert, images="pictures"), ConfigError, "modality=image"),
         ("toy", EncodeConfig(modality="image", word_drop=0.2), ConfigError, "pictures have no words"),
-        ("toy", config(tiny_bert, feature="a b"), ConfigError, "feature name"),
+        ("toy", config(tiny_bert, feature="a b"), ConfigError, "use letters"),
         ("toy", EncodeConfig(text=TextEncoderConfig(model=str(tmp_path / "x"))), DataError, "no such folder"),
         ("nowhere", config(tiny_bert), DataError, "ckd prepare"),
     ]

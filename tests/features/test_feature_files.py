@@ -302,7 +302,7 @@ def test_nothing_in_common(domain: Domain, tmp_path: Path) -> None:
 
 def test_bad_name_and_domain(domain: Domain, tmp_path: Path) -> None:
     vectors, ids = write_npy(tmp_path)
-    with pytest.raises(ConfigError, match="feature name"):
+    with pytest.raises(ConfigError, match="use letters"):
         import_features(work_of(domain), "toy", "a/b", vectors, ids)
     with pytest.raises(DataError, match="ckd prepare"):
         import_features(work_of(domain), "nowhere", "x", vectors, ids)

@@ -140,9 +140,9 @@ def test_unknown_feature_names_a_near_one(domain: Domain) -> None:
 
 @pytest.mark.parametrize("name", ["", "../up", "a b", ".hidden", "x/y"])
 def test_names_that_are_no_file_names(domain: Domain, name: str) -> None:
-    with pytest.raises(ConfigError, match="feature name"):
+    with pytest.raises(ConfigError, match="use letters"):
         load_features(domain, name)
-    with pytest.raises(ConfigError, match="feature name"):
+    with pytest.raises(ConfigError, match="use letters"):
         save_features(domain.folder, some_features(6, 4, name=name))
     assert list_features(domain.folder) == []
 
