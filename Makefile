@@ -10,6 +10,8 @@ DATA ?=
 DOMAINS ?=
 SEEDS ?= 1
 WORK ?= ckd-work
+# Settings chosen on a domain's validation part, where there are any.
+CONFIG ?= $(wildcard configs/$(DOMAINS).yaml)
 
 .PHONY: setup check test smoke reproduce-table3 bench clean
 
@@ -34,7 +36,7 @@ smoke: $(STAMP)
 	$(BIN)/python -m pytest -q tests/cli
 
 reproduce-table3: $(STAMP)
-	$(BIN)/ckd reproduce table3 --work $(WORK) --seeds $(SEEDS) $(if $(DATA),--data $(DATA)) $(if $(DOMAINS),--domains $(DOMAINS))
+	$(BIN)/ckd reproduce table3 --work $(WORK) --seeds $(SEEDS) $(if $(DATA),--data $(DATA)) $(if $(DOMAINS),--domains $(DOMAINS)) $(if $(CONFIG),--config $(CONFIG))
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks.run $(if $(DATA),--data $(DATA))

@@ -39,7 +39,10 @@ app.add_typer(reproduce_app, name="reproduce")
 Work = Annotated[Path, typer.Option(envvar="CKD_WORK", help="Folder that holds all artefacts.")]
 DomainName = Annotated[str, typer.Option(help="A prepared domain.")]
 Config = Annotated[Path | None, typer.Option(help="YAML file; all keys are optional.")]
-Override = Annotated[list[str] | None, typer.Option("-o", "--override", metavar="SECTION.KEY=VALUE")]
+Override = Annotated[
+    list[str] | None,
+    typer.Option("-o", "--override", metavar="SECTION.KEY=VALUE", help="Sets one key, over the file; repeatable."),
+]
 Seed = Annotated[int | None, typer.Option(help="Overrides the configuration's seed.")]
 PlanId = Annotated[str | None, typer.Option(help="Which plan; without, the domain's only one.")]
 Scores = Annotated[str | None, typer.Option(help="Folder or URI of score stores, in place of the work folder's.")]
@@ -50,16 +53,17 @@ WORK = Path("ckd-work")
 def main() -> None:
     """Run the command; a user's error becomes one line on standard error and exit code 1."""
     try:
-        app()
+        app(prog_name="ckd")
     except CkdError as error:
         if os.environ.get("CKD_DEBUG") == "1":
             raise
         print(f"ckd: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(1)
     except OSError as error:
-        if os.environ.get("CKD_DEBUG") == "1" or error.filename is None:
+        if os.environ.get("CKD_DEBUG") == "1" or error.strerror is None:
             raise
-        print(f"ckd: {error.filename}: {error.strerror}. Free or allow that place, then run again.", file=sys.stderr)
+        place = "" if error.filename is None else f"{error.filename}: "
+        print(f"ckd: {place}{error.strerror}. Free or allow that place, then run again.", file=sys.stderr)
         sys.exit(1)
 
 
@@ -217,6 +221,8 @@ def plan(
     if dry_run:
         views.plan_estimate(pipeline.preview(work, domain, settings), json)
         return
+    if figure:
+        pipeline.check_picture(figure)
     with console.bars() as bars:
         planned = pipeline.make_plan(work, domain, settings, bars)
     drawn = None
@@ -250,6 +256,8 @@ def teacher_score(
     if user_vectors or item_vectors:
         if teacher != "vectors" or not (user_vectors and item_vectors):
             raise typer.BadParameter("--user-vectors and --item-vectors go together, and with --teacher vectors")
+        if dry_run:
+            raise typer.BadParameter("--dry-run: ready-made vectors leave nothing to estimate")
         teacher = pipeline.adopt_vectors(work, domain, settings, user_vectors, item_vectors, run)
     if dry_run:
         views.record(
@@ -293,6 +301,8 @@ def train_student(
     from ckd.pipelines.train_student import train_student as train
 
     settings = _settings(config, override, seed)
+    if no_distill and teachers:
+        raise typer.BadParameter("--teachers and --no-distill contradict each other")
     if no_distill:
         chosen: list[str] = []
     else:

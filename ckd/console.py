@@ -52,9 +52,9 @@ def bars() -> Iterator[Bars]:
 
 def print_table(title: str, headers: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     """A table for people: text to the left, numbers to the right."""
-    table = Table(
-        title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True
-    )
+    # A title of the table itself would be folded to the table's width.
+    out.print(title, style="bold", markup=False, soft_wrap=True)
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     for position, header in enumerate(headers):
         column = [row[position] for row in rows]
         numeric = position > 0 and all(not isinstance(v, str) or _looks_numeric(v) for v in column)

@@ -125,7 +125,7 @@ def epoch_printer(json: bool) -> Callable[[dict[str, Any]], None]:
         if "valid_ndcg@10" in row:
             parts.append(f"valid N@10 {row['valid_ndcg@10']:.4f} R@10 {row['valid_recall@10']:.4f}")
         parts.append(f"{row['instances_per_second']:,.0f} inst/s, waiting {row['waiting_share']:.1%}")
-        err.print("  ".join(parts))
+        err.print("  ".join(parts), soft_wrap=True)
 
     return (lambda _: None) if json else print_epoch
 

@@ -59,8 +59,8 @@ class Packed:
     @classmethod
     def unpacked(cls, sequences: torch.Tensor, lengths: torch.Tensor) -> Packed:
         """The same with a row for each sequence."""
-        width = sequences.shape[1]
-        first = torch.arange(len(sequences), device=sequences.device) * width
+        count, width = sequences.shape  # not len(), which would fix the size of a batch in an exported graph
+        first = torch.arange(count, device=sequences.device) * width
         positions = torch.arange(width, device=sequences.device).expand_as(sequences)
         segments = (positions < lengths[:, None]).long()
         return cls(sequences, positions * segments, segments, first + lengths - 1)

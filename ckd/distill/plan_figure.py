@@ -40,6 +40,18 @@ STYLE: dict[Any, Any] = {
 }
 
 
+def picture_format(path: Path) -> str:
+    """The format that the ending of `path` names.
+
+    Raises:
+        ConfigError: it is not png, svg or pdf.
+    """
+    ending = path.suffix.lstrip(".").lower()
+    if ending not in FORMATS:
+        raise ConfigError(f"{path}: cannot draw {ending or 'a file without ending'!r}. Known: {', '.join(FORMATS)}.")
+    return ending
+
+
 def draw_curriculum(plan: Plan, path: Path, title: str = "") -> None:
     """Draw the plan to `path`: instances per epoch by bucket, then difficulty, length and popularity of each bucket.
 
@@ -49,9 +61,7 @@ def draw_curriculum(plan: Plan, path: Path, title: str = "") -> None:
     Raises:
         ConfigError: the ending of `path` is not png, svg or pdf.
     """
-    ending = path.suffix.lstrip(".").lower()
-    if ending not in FORMATS:
-        raise ConfigError(f"{path}: cannot draw {ending or 'a file without ending'!r}. Known: {', '.join(FORMATS)}.")
+    ending = picture_format(path)
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(9.5, 6.6), layout="constrained")
         axes = figure.subplots(2, 2)

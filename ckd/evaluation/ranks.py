@@ -115,7 +115,7 @@ def rank_targets(
     build = Batches(domain, instances)
     parts = []
     with _evaluation_mode(recommender), torch.no_grad():
-        encode, score = _scoring(recommender, domain, device)
+        encode, score = scoring(recommender, domain, device)
         for start in range(0, len(order), batch_size):
             ids = order[start : start + batch_size]
             encoded = encode(build(ids).to(device))
@@ -151,10 +151,16 @@ def rank_targets(
 Score = Callable[[torch.Tensor, int, int], torch.Tensor]
 
 
-def _scoring(
+def scoring(
     recommender: Recommender | Teacher, domain: Domain, device: torch.device
 ) -> tuple[Callable[[Batch], torch.Tensor], Score]:
-    """How to encode a batch, and how to score a block of items for what came out."""
+    """How to encode a batch, and how to score a block of items for what came out.
+
+    What can be made once for all batches, the item table, is made here.
+
+    Raises:
+        DataError: the model was made for another number of items.
+    """
     if isinstance(recommender, Recommender) and not recommender.factored:
         model = recommender
 

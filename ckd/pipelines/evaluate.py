@@ -64,6 +64,8 @@ def evaluate(
         DataError: no such run, or the two runs do not cover the same users.
     """
     domain = Domain.load(domain_folder(work, domain_name))
+    for name in (run, against or run):
+        run_folder(work, domain_name, name)
     ranks, path = _ranks(work, domain, run, split, mask_history, device)
     comparisons = {}
     if against is not None:

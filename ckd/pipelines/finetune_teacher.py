@@ -72,6 +72,7 @@ def finetune_teacher(
     teacher_class = TEACHERS.get(teacher_name)
     model_config = parse(teacher_class.Config, config.teacher, "teacher")
     train = with_defaults(config.train, getattr(teacher_class, "TRAIN_DEFAULTS", {}))
+    pick_device(train.device)
     folder = teacher_folder(work, domain_name, run or teacher_name)
     identity = {
         "teacher": teacher_name,

@@ -13,7 +13,7 @@ from ckd.data.domain import Domain
 from ckd.distill.curriculum import Bucket
 from ckd.distill.difficulty import TeacherScores
 from ckd.distill.plan import FORMAT, FULL, Plan, build_plan
-from ckd.distill.plan_figure import draw_curriculum
+from ckd.distill.plan_figure import draw_curriculum, picture_format
 from ckd.errors import StoreError, did_you_mean
 from ckd.pipelines.progress import Progress, silent
 from ckd.pipelines.workspace import domain_folder, plans_folder
@@ -201,6 +201,15 @@ def draw(plan: Plan, path: Path, title: str = "") -> Path:
     """
     draw_curriculum(plan, path, title)
     return path
+
+
+def check_picture(path: Path) -> None:
+    """Refuse, before a plan is made, a path that `draw` would refuse.
+
+    Raises:
+        ConfigError: as `draw`.
+    """
+    picture_format(path)
 
 
 def estimate(plan: Plan, n_items: int, dim: int) -> Estimate:

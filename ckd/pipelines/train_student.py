@@ -19,7 +19,7 @@ from ckd.distill.checkpoint import require_same_run
 from ckd.distill.masks import in_batch_mask
 from ckd.distill.plan import Plan
 from ckd.distill.target import TargetBuilder, measure_epsilon
-from ckd.distill.trainer import Distillation, Trained, Trainer, with_defaults
+from ckd.distill.trainer import Distillation, Trained, Trainer, pick_device, with_defaults
 from ckd.errors import ConfigError, DataError, StoreError
 from ckd.nn.recommender import Recommender
 from ckd.nn.weights import put_weights, read_weights
@@ -91,6 +91,7 @@ def train_student(
     student_class = STUDENTS.get(student_name)
     model_config = parse(student_class.Config, config.student, "student")
     train = with_defaults(config.train, student_class.TRAIN_DEFAULTS)
+    pick_device(train.device)
     folder = student_folder(work, domain_name, run or "-".join([student_name, *teachers]))
     readers = {name: open_scores(work, domain, plan, name, allow_mismatch, scores) for name in teachers}
     identity = {

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import math
 import re
 import threading
@@ -17,14 +15,13 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from ckd.config import DistillConfig, TrainConfig
+from ckd.config import DistillConfig
 from ckd.data.batch import Batch
 from ckd.data.domain import Domain
 from ckd.distill.losses import distillation_loss, masked_log_softmax
 from ckd.distill.plan import FULL
 from ckd.distill.target import TargetBuilder
-from ckd.distill.trainer import Distillation, Trainer, TrainingDiverged, pick_device, with_defaults
-from ckd.errors import ConfigError, DataError
+from ckd.distill.trainer import Distillation, Trainer, TrainingDiverged
 from ckd.nn.frozen import FrozenTable
 from ckd.nn.recommender import Recommender
 from ckd.students.sasrec import SASRec, SASRecConfig
@@ -32,10 +29,6 @@ from ckd.students.sasrec import SASRec, SASRecConfig
 MakeTrainer = Callable[..., Trainer]
 
 TIMING = ("seconds", "instances_per_second", "waiting_share")
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    return {name: (folder / name).read_bytes() for name in ("best.safetensors", "last.safetensors")}
 
 
 def tensors(path: Path, prefix: str = "") -> dict[str, torch.Tensor]:
@@ -343,111 +336,3 @@ def test_diverging_at_once_leaves_no_good_checkpoint(make_trainer: MakeTrainer, 
     with pytest.raises(TrainingDiverged, match=r"step 0, batch \d+ .*last good checkpoint: none\."):
         trainer.fit()
     assert not (tmp_path / "last.safetensors").exists()
-
-
-# --- files -----------------------------------------------------------------------------------------------------------
-
-
-def test_the_log_has_a_row_for_every_epoch(make_trainer: MakeTrainer, tmp_path: Path) -> None:
-    seen: list[dict[str, Any]] = []
-    rows = make_trainer(tmp_path, teachers=2, validate_every=2, on_epoch=seen.append).fit().rows
-    assert seen == rows
-    with (tmp_path / "log.csv").open(newline="") as file:
-        logged = list(csv.DictReader(file))
-    assert len(logged) == len(rows) == 4
-    for line, row in zip(logged, rows, strict=True):
-        assert {key: value for key, value in line.items() if value} == {key: str(value) for key, value in row.items()}
-    assert {"epoch", "stage", "instances", "ce", "kd", "loss", *TIMING} <= logged[0].keys()
-    assert {"dropped_teacher-0", "dropped_teacher-1", "valid_ndcg@10", "valid_recall@20"} <= logged[0].keys()
-    assert [line["valid_ndcg@10"] == "" for line in logged] == [False, True, False, False]
-    assert [row["stage"] for row in rows] == [1, 2, FULL, FULL]
-    for row in rows:
-        assert 0 <= row["waiting_share"] <= 1
-        assert row["instances_per_second"] == pytest.approx(row["instances"] / row["seconds"], rel=0.1)
-
-
-def test_the_files_of_a_finished_run(make_trainer: MakeTrainer, tmp_path: Path) -> None:
-    trainer = make_trainer(tmp_path)
-    trained = trainer.fit()
-    names = ["best.json", "best.safetensors", "last.json", "last.safetensors", "log.csv"]
-    assert sorted(path.name for path in tmp_path.iterdir()) == names
-    state = json.loads((tmp_path / "last.json").read_text())
-    assert (state["finished"], state["rows"], state["epoch"]) == (True, trained.rows, 4)
-    best = json.loads((tmp_path / "best.json").read_text())
-    assert best["identity"] == trainer.identity
-    assert best["log"] == trained.rows[trained.best_epoch]
-    assert tensors(tmp_path / "best.safetensors").keys() == trainer.model.state_dict().keys()
-
-
-def test_a_finished_run_is_not_trained_on(make_trainer: MakeTrainer, tmp_path: Path) -> None:
-    first = make_trainer(tmp_path).fit()
-    before = files(tmp_path)
-    trainer = make_trainer(tmp_path, on_step=lambda *_: pytest.fail("a step was taken"))
-    assert trainer.fit() == first
-    assert files(tmp_path) == before
-
-
-def test_a_checkpoint_of_another_run_is_refused(make_trainer: MakeTrainer, tmp_path: Path) -> None:
-    make_trainer(tmp_path, patience=4).fit()
-    before = files(tmp_path)
-    with pytest.raises(DataError, match=r"last\.safetensors.*run with train\.patience = 4, this one has 5\."):
-        make_trainer(tmp_path, patience=5).fit()
-    with pytest.raises(DataError, match=r"last\.safetensors.*run with seed = 0, this one has 1\."):
-        make_trainer(tmp_path, seed=1, patience=4).fit()
-    with pytest.raises(DataError, match=r"train\.clip_norm = null, this one has 1\.0\."):
-        make_trainer(tmp_path, patience=4, clip_norm=1.0).fit()
-    assert files(tmp_path) == before
-
-
-@pytest.mark.parametrize("damage", ["empty", "half", "header", "bit", "weights", "text"])
-def test_a_damaged_checkpoint_is_refused(make_trainer: MakeTrainer, tmp_path: Path, damage: str) -> None:
-    make_trainer(tmp_path).fit()
-    last, best = tmp_path / "last.safetensors", tmp_path / "best.safetensors"
-    content = last.read_bytes()
-    flipped = bytearray(content)
-    flipped[4 if damage == "header" else -1] ^= 4
-    last.write_bytes(
-        {
-            "empty": b"",
-            "half": content[: len(content) // 2],
-            "header": bytes(flipped),
-            "bit": bytes(flipped),
-            "weights": best.read_bytes(),
-            "text": b"not a checkpoint at all",
-        }[damage]
-    )
-    broken, kept = last.read_bytes(), best.read_bytes()
-    with pytest.raises(DataError, match=r"last\.safetensors: .*Delete it to train from the start\."):
-        make_trainer(tmp_path).fit()
-    assert (last.read_bytes(), best.read_bytes()) == (broken, kept)
-
-
-def test_a_lost_or_damaged_best_checkpoint_is_named(make_trainer: MakeTrainer, tmp_path: Path) -> None:
-    make_trainer(tmp_path).fit()
-    best = tmp_path / "best.safetensors"
-    best.write_bytes(best.read_bytes()[:-4])
-    with pytest.raises(DataError, match=r"best\.safetensors"):
-        make_trainer(tmp_path).fit()
-    best.unlink()
-    with pytest.raises(DataError, match=r"best\.safetensors: no such file"):
-        make_trainer(tmp_path).fit()
-
-
-# --- settings --------------------------------------------------------------------------------------------------------
-
-
-def test_a_models_defaults_give_way_to_what_the_user_said() -> None:
-    said = TrainConfig(lr=0.5)
-    assert with_defaults(said, {"lr": 0.1, "patience": 3}) == TrainConfig(lr=0.5, patience=3)
-    # Saying the default is saying something.
-    assert with_defaults(TrainConfig(patience=10), {"patience": 3}).patience == 10
-
-
-def test_devices_by_name() -> None:
-    assert pick_device("cpu").type == "cpu"
-    assert pick_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
-    with pytest.raises(ConfigError, match=r"train\.device='bogus': .*Use auto, cpu or cuda\."):
-        pick_device("bogus")
-    if not torch.cuda.is_available():
-        with pytest.raises(ConfigError, match=r"train\.device='cuda'"):
-            pick_device("cuda")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -14,6 +15,9 @@ import pytest
 from safetensors.torch import load_file
 
 TIMING = ("seconds", "instances_per_second", "waiting_share")
+
+#: A process with threads of its own cannot be forked safely.
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "POLARS_MAX_THREADS": "1"}
 
 #: Imports once, then forks a process for every run: some kill themselves, and are begun again until they end.
 SCRIPT = """
@@ -114,6 +118,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, list
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, str(conftest), str(folder)],
         input=told,
+        env={**os.environ, **ONE_THREAD},
         capture_output=True,
         text=True,
         timeout=240,

@@ -1,0 +1,144 @@
+"""Bad input to every `ckd` command: one line that names file, value and remedy, and nothing half-written."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ckd import cli
+from ckd.errors import StoreError
+
+Ckd = Callable[..., Any]
+Snapshots = Callable[[Path], dict[str, tuple[int, bytes]]]
+
+#: Words of a command, {name} filled in; and what the line must say.
+BAD: list[tuple[str, str]] = [
+    ("prepare {tmp}/absent", r"absent: .*no such"),
+    ("prepare {csv} --name ../x", r"domain '\.\./x': use letters"),
+    ("prepare {csv} --format cvs", r"unknown ingest format 'cvs'\. Did you mean 'csv'"),
+    ("prepare {csv} -o prepare.k_core=3", r"unknown key 'prepare\.k_core'\. Did you mean 'k_core_"),
+    ("prepare {csv} --config {tmp}/absent.yaml", r"absent\.yaml: no such configuration file"),
+    ("prepare {bad_csv}", r"bad\.csv:3: the time is no number: 'not-a-time'"),
+    ("example --seed -1", r"seed"),
+    ("encode-items --domain absent", r"absent: no prepared domain here\. Run `ckd prepare`"),
+    ("encode-items --domain {domain} --modality sound", r"modality='sound': input should be 'text' or 'image'"),
+    ("encode-items --domain {domain} --model {tmp}/absent", r"absent"),
+    ("encode-items --domain {domain} --vectors {tmp}/absent.npy", r"absent\.npy"),
+    ("encode-items --domain {domain} --vectors {csv} --feature a/b", r"'a/b': use letters"),
+    ("encode-items --domain {domain} -o features.modalty=text", r"unknown key 'modalty'\. Did you mean 'modality'"),
+    ("pretrain-teacher --teacher unisrek --domains {domain}", r"unknown teacher 'unisrek'\. Did you mean 'unisrec'"),
+    ("pretrain-teacher --teacher unisrec --domains absent", r"absent: no prepared domain"),
+    ("pretrain-teacher --teacher vectors --domains {domain}", r"teacher 'vectors' has no pre-training"),
+    ("finetune-teacher --domain absent --teacher unisrec", r"no prepared domain"),
+    ("finetune-teacher --domain {domain} --teacher unisrek", r"Did you mean 'unisrec'"),
+    ("finetune-teacher --domain {domain} --teacher unisrec --run a/b", r"run 'a/b': use letters"),
+    ("finetune-teacher --domain {domain} --teacher unisrec --run unisrec-0", r"Give another --run"),
+    ("finetune-teacher --domain {domain} --teacher unisrec -o teacher.x=1", r"teacher: unknown key 'x'"),
+    ("finetune-teacher --domain {domain} --teacher unisrec -o teacher.feature=nope", r"nope\.json: no such feature"),
+    ("finetune-teacher --domain {domain} --teacher unisrec -o teacher.start=/no", r"/no/teacher\.json: no such file"),
+    ("finetune-teacher --domain {domain} --teacher unisrec -o train.device=tpu9", r"train\.device='tpu9'"),
+    ("plan --domain absent", r"no prepared domain"),
+    ("plan --domain {domain} -o plan.difficulty=sll", r"'sll'\. Did you mean 'ssl'"),
+    ("plan --domain {domain} -o plan.difficulty=teacher_loss", r"teacher_loss.*needs"),
+    ("plan --domain {domain} -o plan.batch_size=1", r"plan\.batch_size=1: input should be greater"),
+    ("plan --domain {domain} --config {broken}", r"broken\.yaml: not valid YAML"),
+    ("plan --domain {domain} --figure {tmp}/x.gif", r"x\.gif.*png, svg, pdf"),
+    ("teacher-score --domain absent --teacher t", r"no prepared domain"),
+    ("teacher-score --domain {domain} --teacher absent", r"absent/result\.json: no such file\. Run `ckd finetune"),
+    ("teacher-score --domain {domain} --teacher unisrec-0 --plan nope", r"no plan 'nope'"),
+    ("teacher-score --domain {domain} --teacher unisrec-0 --codec f61", r"unknown codec 'f61'\. Did you mean 'f16'"),
+    ("teacher-score --domain {domain} --teacher unisrec-0 --codec u8 --plan {plan}", r"made for codec f16, expected"),
+    ("teacher-score --domain {domain} --teacher unisrec-0 --scores s9://b/x", r"s9.*Use a path, or a URI"),
+    (
+        "teacher-score --domain {domain} --teacher vectors --user-vectors {tmp}/no.npy --item-vectors {csv}",
+        r"no\.npy: no such file\. Name the file that holds the vectors",
+    ),
+    ("train-student --domain absent", r"no prepared domain"),
+    ("train-student --domain {domain} --student sasrek", r"unknown student 'sasrek'\. Did you mean 'sasrec'"),
+    ("train-student --domain {domain} --teachers absent", r"absent/result\.json: no such file"),
+    ("train-student --domain {domain} --plan nope", r"no plan 'nope'"),
+    ("train-student --domain {domain} --scores {tmp}/nowhere", r"no teacher has scored plan"),
+    ("train-student --domain {domain} --run .. --restart", r"run '\.\.': use letters"),
+    ("train-student --domain {domain} -o student.x=1", r"student: unknown key 'x'"),
+    ("train-student --domain {domain} -o distill.weights.a=1", r"no weight for teacher 'unisrec-0'"),
+    ("train-student --domain {domain} -o train.precision=fp8", r"train\.precision='fp8': input should be 'fp32' or"),
+    ("evaluate --domain absent --run r", r"no prepared domain"),
+    ("evaluate --domain {domain} --run absent", r"no such run\. Runs of .*: unisrec-0, unisrec-1, unisrec-2"),
+    ("evaluate --domain {domain} --run unisrec-0 --split train", r"--split train: test or valid"),
+    ("evaluate --domain {domain} --run unisrec-0 --against absent", r"absent: no such run"),
+    ("teacher import {tmp}/absent.pth --teacher unisrec", r"absent\.pth: no such file"),
+    ("teacher import {csv} --teacher unisrec", r"shop\.csv: not a readable"),
+    ("teacher import {csv} --teacher nope", r"unknown teacher 'nope'"),
+    ("store inspect {tmp}/absent", r"absent/manifest\.json: no such file"),
+    ("store inspect {store} --figure {tmp}/x.gif", r"x\.gif: a picture ends in"),
+    ("store inspect {store} --batch 999 --figure {tmp}/x.png", r"no batch 999, expected 0\.\.16"),
+    ("store inspect s9://bucket/x", r"s9.*Use a path, or a URI"),
+    ("store verify", r"give a store's location, or --domain and --teacher"),
+    ("store verify {tmp}", r"manifest\.json: no such file"),
+    ("store verify --domain {domain} --teacher unisrec-0 --sample lots", r"--sample lots: write a share"),
+    ("reproduce table3 --data {tmp}/absent", r"absent: no such folder"),
+    ("reproduce table3 --domains nope", r"no domain 'nope' in the built-in example"),
+    ("reproduce table3 -o plan.epochs=0", r"plan\.epochs=0: input should be greater"),
+]
+
+
+@pytest.mark.parametrize(("words", "message"), BAD, ids=[words for words, _ in BAD])
+def test_bad_input_is_one_line(
+    ckd: Ckd, everything: Snapshots, studio: Any, tmp_path: Path, words: str, message: str
+) -> None:
+    (tmp_path / "shop.csv").write_text("user,item,timestamp\nu1,i1,1\nu1,i2,2\nu1,i3,3\nu1,i4,4\nu1,i5,5\n")
+    (tmp_path / "bad.csv").write_text("user,item,timestamp\nu1,i1,1\nu1,i2,not-a-time\n")
+    (tmp_path / "broken.yaml").write_text("plan: [")
+    places = {
+        "tmp": tmp_path,
+        "csv": tmp_path / "shop.csv",
+        "bad_csv": tmp_path / "bad.csv",
+        "broken": tmp_path / "broken.yaml",
+        "domain": studio.domain.name,
+        "plan": studio.plan,
+        "store": studio.work / "scores" / studio.domain.name / studio.plan / "unisrec-0",
+    }
+    filled = [word.format(**places) for word in words.split()]
+    if filled[0] != "store" or "--domain" in filled:
+        filled += ["--work", str(studio.work)]
+    before = everything(tmp_path)
+    found = ckd(*filled)
+    assert (found.code, found.out) == (1, "")
+    assert found.err.startswith("ckd: ")
+    assert found.err.count("\n") == 1, found.err
+    assert re.search(message, found.err), found.err
+    after = everything(tmp_path)
+    assert after.keys() == before.keys()
+    assert [name for name in before if before[name][1] != after[name][1]] == []
+
+
+def test_errors_of_the_disk_are_one_line(ckd: Ckd, studio: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full disk has no file's name; a folder that may not be written to has one."""
+    words = ["train-student", "--domain", studio.domain.name, "--work", studio.work, "--no-distill"]
+
+    def fail(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("ckd.data.atomic.fsync_path", fail)
+    found = ckd(*words, "-o", "student.hidden_size=8")
+    assert (found.code, found.err) == (1, "ckd: No space left on device. Free or allow that place, then run again.\n")
+    assert not list((studio.work / "students").rglob("*.partial"))
+    blocked = studio.work / "blocked"
+    blocked.write_text("a file, where a folder is needed")
+    found = ckd("example", "--work", blocked)
+    assert found.code == 1
+    assert re.fullmatch(r"ckd: .*blocked/domains.*: Not a directory\. Free or allow[^\n]*\n", found.err)
+
+
+def test_debugging_shows_the_traceback(ckd: Ckd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CKD_DEBUG", "1")
+    monkeypatch.setattr(sys, "argv", ["ckd", "store", "inspect", str(tmp_path)])
+    with pytest.raises(StoreError, match="no such file"):
+        cli.main()
