@@ -346,6 +346,68 @@ def evaluate(
     views.evaluated(result, run, against, json)
 
 
+@app.command()
+def recommend(
+    domain: DomainName,
+    run: Annotated[str, typer.Option(help="A student's run.")],
+    requests: Annotated[
+        typer.FileText, typer.Argument(encoding="utf-8", errors="replace", help="JSON lines; - is standard input.")
+    ] = sys.stdin,  # type: ignore[assignment]
+    k: Annotated[int, typer.Option("-k", min=1, help="Most items in an answer.")] = 10,
+    exclude_history: Annotated[bool, typer.Option("--exclude-history", help="Leave out items of the history.")] = False,
+    ids: Annotated[str, typer.Option(help="Items are named by raw id, or by number: raw or number.")] = "raw",
+    unknown: Annotated[str, typer.Option(help="Unknown items: skip and count them, or refuse the request.")] = "skip",
+    on_error: Annotated[
+        str, typer.Option(help="A request that cannot be answered: fail, or skip with a note.")
+    ] = "fail",
+    batch_size: Annotated[int, typer.Option(min=1, help="Requests answered at a time; 1 answers at once.")] = 256,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
+    work: Work = WORK,
+) -> None:
+    """Answer histories with the best items: JSON lines in, JSON lines out."""
+    from ckd.errors import ConfigError
+    from ckd.pipelines.recommend import recommend as answer
+
+    for option, value, known in (
+        ("--ids", ids, ("raw", "number")),
+        ("--unknown", unknown, ("skip", "refuse")),
+        ("--on-error", on_error, ("fail", "skip")),
+    ):
+        if value not in known:
+            raise ConfigError(f"{option} {value}: {' or '.join(known)}.")
+    answers = answer(
+        work,
+        domain,
+        run,
+        requests,
+        k,
+        exclude_history=exclude_history,
+        ids=ids,  # type: ignore[arg-type]
+        on_unknown=unknown,  # type: ignore[arg-type]
+        on_error=on_error,  # type: ignore[arg-type]
+        batch_size=batch_size,
+        device=device,
+    )
+    for line in answers:
+        print(line, flush=True)
+
+
+@app.command()
+def export(
+    domain: DomainName,
+    run: Annotated[str, typer.Option(help="A student's run.")],
+    to: Annotated[str, typer.Option(help="onnx or recbole")] = "onnx",
+    out: Annotated[Path | None, typer.Option(help="Folder of the export; without, in the run's.")] = None,
+    work: Work = WORK,
+    json: Json = False,
+) -> None:
+    """Write a student for other programs: an ONNX graph, or a checkpoint that RecBole loads."""
+    from ckd import views
+    from ckd.pipelines.export import export_student
+
+    views.record(f"Exported {run}", export_student(work, domain, run, to, out), json)  # type: ignore[arg-type]
+
+
 @teacher_app.command("import")
 def import_teacher(
     checkpoint: Annotated[Path, typer.Argument(help="The published weights: safetensors, or a file of tensors alone.")],

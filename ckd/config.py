@@ -119,6 +119,9 @@ class RunConfig(Section):
     train: TrainConfig = TrainConfig()
     student: dict[str, Any] = Field(default_factory=dict, description="the student's own keys")
     teacher: dict[str, Any] = Field(default_factory=dict, description="the teacher's own keys")
+    base: dict[str, Any] = Field(
+        default_factory=dict, description="student keys of the base model of `ckd reproduce`, which is tuned for itself"
+    )
 
 
 M = TypeVar("M", bound=BaseModel)

@@ -216,16 +216,17 @@ def _run_chain(
     # The base model as it is published: no curriculum, batches composed afresh every epoch.
     plain = config.plan.model_copy(update={"difficulty": "none", "buckets": 1, "pool": "fresh"})
     base_plan = make_plan(work, domain, config.model_copy(update={"plan": plain}), progress).plan
-    for method, run, plan_id, names in (
-        (BASE, f"sasrec-seed{seed}", base_plan.id, []),
-        (DISTILLED, f"ckd-seed{seed}", plan.id, scored),
+    base = config.model_copy(update={"student": {**config.student, **config.base}})
+    for method, run, settings, plan_id, names in (
+        (BASE, f"sasrec-seed{seed}", base, base_plan.id, []),
+        (DISTILLED, f"ckd-seed{seed}", config, plan.id, scored),
     ):
         say(f"{domain}, seed {seed}: training {method}")
         train_student(
             work,
             domain,
             "sasrec",
-            config,
+            settings,
             teachers=names,
             plan_id=plan_id,
             run=run,

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from ckd.baselines import model_class
 from ckd.config import DistillConfig, RunConfig, parse
 from ckd.data.atomic import write_json
 from ckd.data.batch import Batches
@@ -192,7 +193,7 @@ def load_student(work: Path, domain: Domain, run: str) -> tuple[Recommender, dic
         )
     if not read_json(folder / "last.json", remedy)["finished"]:
         raise DataError(f"{folder}: this run is not finished. {remedy}")
-    student_class = STUDENTS.get(identity["student"])
+    student_class: Any = model_class(identity["student"])
     model: Recommender = student_class.create(parse(student_class.Config, identity["config"], str(folder)), domain)
     path = folder / "best.safetensors"
     put_weights(model, read_weights(path), str(path))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -305,6 +306,25 @@ def test_evaluate(ckd: Ckd, studio: Any) -> None:
     assert people.code == 0, people.err
     assert "60 users, 40 items" in people.out
     assert "paired t-test over users" in people.out
+
+
+def test_recommend_and_export(ckd: Ckd, studio: Any, config: Path, tmp_path: Path) -> None:
+    domain = ["--domain", studio.domain.name, "--work", studio.work]
+    assert ckd("train-student", *domain, "--config", config, "--no-distill", "--run", "base", "--json").code == 0
+    history = studio.domain.item_table["raw_id"][:3].to_list()
+    requests = tmp_path / "requests.jsonl"
+    requests.write_text(json.dumps({"history": history, "id": 7}) + "\n" + json.dumps({"history": ["nobody's"]}) + "\n")
+    found = ckd("recommend", *domain, "--run", "base", "-k", 4, "--exclude-history", "--on-error", "skip", requests)
+    first, second = (json.loads(line) for line in found.out.splitlines())
+    assert (first["id"], first["unknown"], len(first["items"])) == (7, 0, 4)
+    assert not set(first["items"]) & set(history)
+    assert "error" in second
+    refused = ckd("recommend", *domain, "--run", "base", "--ids", "names", requests)
+    assert (refused.code, refused.err) == (1, "ckd: --ids names: raw or number.\n")
+    exported = ckd("export", *domain, "--run", "base", "--to", "recbole", "--json")
+    assert exported.code == 0, exported.err
+    assert "model.pth" in exported.json["files"]
+    assert ckd("export", *domain, "--run", "base", "--to", "paper").err.startswith("ckd: export to 'paper'")
 
 
 def test_store_inspect_and_verify(ckd: Ckd, studio: Any, tmp_path: Path) -> None:

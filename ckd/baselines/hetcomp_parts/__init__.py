@@ -1,0 +1,1 @@
+"""What HetComp is made of."""

@@ -1,0 +1,230 @@
+"""Ranking lists: the first K items of a model for every user, kept at several epochs of its training.
+
+A list holds items from 1, best first, the user's training items left out. A user's list comes from the whole training
+part as history. Users without a training part have zeros.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch.nn import functional as F
+
+from ckd.baselines.common.histories import training_items, user_histories
+from ckd.data.atomic import replace_file
+from ckd.data.batch import Batch, Batches
+from ckd.data.domain import Domain
+from ckd.errors import ConfigError, DataError
+from ckd.nn.evaluating import evaluating
+from ckd.nn.recommender import Recommender
+from ckd.teachers.protocol import Teacher
+
+FORMAT = 1
+#: Key of the Parquet schema's metadata.
+META = b"ckd.rankings"
+
+#: Length of the published lists, and the least that the rank loss can divide.
+LENGTH, LEAST = 100, 10
+
+#: Users ranked, and a teacher's items encoded, at once.
+BLOCK = 1024
+
+
+@dataclass(frozen=True)
+class RankingLists:
+    """The lists of one model at one moment.
+
+    Attributes:
+        items: (n_users, K) int32.
+        domain: fingerprint of the domain.
+        epoch: of training, counted from 0.
+        quality: validation NDCG@10 then, None where it was not validated.
+    """
+
+    items: npt.NDArray[np.int32]
+    domain: str
+    epoch: int = 0
+    quality: float | None = None
+
+    @property
+    def content(self) -> str:
+        """Hash over the lists."""
+        digest = hashlib.blake2b(str(self.items.shape).encode(), digest_size=16)
+        digest.update(np.ascontiguousarray(self.items).astype("<i4", copy=False).tobytes())
+        return digest.hexdigest()
+
+
+def list_length(domain: Domain, wanted: int = LENGTH) -> int:
+    """How long lists can be: `wanted`, or what the catalogue leaves to the user with the most training items.
+
+    Raises:
+        DataError: fewer than ten items.
+    """
+    left = domain.n_items - max((len(items) for items in training_items(domain)), default=0)
+    if left < LEAST:
+        raise DataError(
+            f"{domain.name}: a user has all but {left} of {domain.n_items} items; ranking lists need {LEAST} others. "
+            "Leave that user out when preparing."
+        )
+    return min(wanted, left)
+
+
+def ranking_lists(model: Recommender | Teacher, domain: Domain, length: int = LENGTH) -> npt.NDArray[np.int32]:
+    """(n_users, K) the first `length` items of each user, fewer where the catalogue has no more.
+
+    Nothing is drawn from any generator, and the model's mode is restored.
+
+    Args:
+        model: a student, or a teacher of either kind, wherever it lies.
+        length: K, from 10.
+
+    Raises:
+        DataError: a user has nearly every item, or a score is NaN.
+    """
+    k = list_length(domain, length)
+    training = training_items(domain)
+    histories = user_histories(domain)
+    build = Batches(domain, histories)
+    found = np.zeros((domain.n_users, k), dtype=np.int32)
+    order = np.argsort(histories.lengths, kind="stable")
+    blocks = [order[start : start + BLOCK] for start in range(0, len(order), BLOCK)]
+    for ids, scores in zip(blocks, _scores(model, domain, (build(ids) for ids in blocks)), strict=True):
+        users = histories.users[ids]
+        for row, user in enumerate(users):
+            scores[row, training[user]] = -torch.inf
+        scores[:, 0] = -torch.inf
+        if bool(scores.isnan().any()):
+            raise DataError(f"{type(model).__name__}: NaN among its scores on {domain.name}. It diverged; lower lr.")
+        first = torch.sort(scores, dim=1, descending=True, stable=True).indices[:, :k]
+        found[users] = first.to(torch.int32).numpy()
+    return found
+
+
+def _scores(model: Recommender | Teacher, domain: Domain, batches: Iterable[Batch]) -> Iterator[torch.Tensor]:
+    """(B, n_items + 1) scores on the CPU for each batch."""
+    if isinstance(model, Recommender):
+        with evaluating(model):
+            device = next(model.parameters()).device
+            table = model.item_table() if model.factored else None
+            for batch in batches:
+                encoded = model.encode(batch.to(device))
+                scores = model.score_items(encoded) if table is None else encoded @ table.T
+                yield scores.float().cpu().clone()
+        return
+    with torch.no_grad():
+        ids = torch.split(torch.arange(1, domain.n_items + 1), BLOCK)
+        table = F.pad(torch.cat([model.encode_items(part).cpu().float() for part in ids]), (0, 0, 1, 0))
+        for batch in batches:
+            vectors = model.encode_instances(batch).cpu().float()
+            if model.similarity == "cosine":
+                vectors, table = F.normalize(vectors, dim=1), F.normalize(table, dim=1)
+            yield vectors @ table.T
+
+
+class RankingRecorder:
+    """Keeps a model's ranking lists while it is trained, as `on_epoch` of `ckd.distill.trainer.Trainer`.
+
+    Args:
+        model: what is trained.
+        domain: where its users are.
+        folder: where `rankings-<epoch>.parquet` go.
+        every: epochs between lists; validated epochs in between are not kept.
+        length: K.
+
+    Raises:
+        ConfigError: `every` is below 1.
+    """
+
+    def __init__(
+        self,
+        model: Recommender,
+        domain: Domain,
+        folder: Path,
+        every: int = 1,
+        length: int = LENGTH,
+    ) -> None:
+        if every < 1:
+            raise ConfigError(f"every={every}: ranking lists are kept every 1 epoch or more.")
+        self.model, self.domain, self.folder = model, domain, folder
+        self.every, self.length = every, length
+
+    def __call__(self, row: dict[str, Any]) -> None:
+        """Keep the lists of the epoch that this log row is of."""
+        if row["epoch"] % self.every:
+            return
+        items = ranking_lists(self.model, self.domain, self.length)
+        lists = RankingLists(items, self.domain.fingerprint, row["epoch"], row.get("valid_ndcg@10"))
+        save_rankings(lists, self.folder / f"rankings-{row['epoch']:05d}.parquet")
+
+
+def save_rankings(lists: RankingLists, path: Path) -> None:
+    """Write ranking lists as Parquet with checksums: one row a user, what they belong to in the metadata."""
+    n_users, k = lists.items.shape
+    values = pa.array(np.ascontiguousarray(lists.items, dtype=np.int32).reshape(-1))
+    table = pa.table({"items": pa.FixedSizeListArray.from_arrays(values, k)})
+    meta = {"format": FORMAT, "domain": lists.domain, "epoch": lists.epoch, "quality": lists.quality}
+    table = table.replace_schema_metadata({META: json.dumps(meta, sort_keys=True)})
+    assert table.num_rows == n_users
+    with replace_file(path) as partial:
+        pq.write_table(table, partial, compression="zstd", write_page_checksum=True)
+
+
+def load_rankings(path: Path, domain: Domain) -> RankingLists:
+    """Read what `save_rankings` wrote.
+
+    Raises:
+        DataError: no such file, damaged, no ranking lists, or those of another domain.
+    """
+    try:
+        table = pq.read_table(path, page_checksum_verification=True)
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file. Keep ranking lists while fine-tuning the teacher.") from None
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{path}: damaged ({str(error).splitlines()[0]}). Fine-tune the teacher again.") from None
+    stored = (table.schema.metadata or {}).get(META)
+    if stored is None:
+        raise DataError(f"{path}: Parquet, but holds no ranking lists.")
+    meta = json.loads(stored)
+    if meta.pop("format", None) != FORMAT:
+        raise DataError(f"{path}: ranking lists of another format than {FORMAT}. Fine-tune the teacher again.")
+    if meta["domain"] != domain.fingerprint:
+        raise DataError(
+            f"{path}: lists of a domain with fingerprint {meta['domain']}, but {domain.name} has {domain.fingerprint}. "
+            "Fine-tune the teacher again."
+        )
+    column = table["items"].combine_chunks()
+    items = column.flatten().to_numpy(zero_copy_only=False).reshape(table.num_rows, -1)
+    return RankingLists(items.astype(np.int32), **meta)
+
+
+def choose_checkpoints(folder: Path, domain: Domain, count: int = 4) -> list[RankingLists]:
+    """`count` moments of a teacher's training, evenly spread from its first kept epoch to its best validated one.
+
+    HetComp publishes the number, four from early to converged, but not which; the spread is inferred. Fewer are
+    returned where fewer were kept.
+
+    Raises:
+        ConfigError: `count` is below 1.
+        DataError: none was kept in `folder`, or one cannot be used.
+    """
+    if count < 1:
+        raise ConfigError(f"count={count}: a teacher needs at least 1 checkpoint.")
+    kept = [load_rankings(path, domain) for path in sorted(folder.glob("rankings-*.parquet"))]
+    validated = [lists for lists in kept if lists.quality is not None]
+    if not kept:
+        raise DataError(f"{folder}: no ranking lists. Keep them while fine-tuning the teacher.")
+    best = max(validated, key=lambda lists: (lists.quality, -lists.epoch)) if validated else kept[-1]
+    kept = [lists for lists in kept if lists.epoch <= best.epoch]
+    at = np.unique(np.round(np.linspace(0, len(kept) - 1, count)).astype(int))
+    # With one alone it is the converged one.
+    return [kept[-1]] if count == 1 else [kept[i] for i in at]

@@ -1,0 +1,1 @@
+"""What RecGURU is made of."""

@@ -1,0 +1,456 @@
+"""HetComp: its losses, how knowledge is put together, the lists it learns from, and its trainer."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ckd.baselines import model_class
+from ckd.baselines.common.histories import training_items, user_histories
+from ckd.baselines.hetcomp import HetCompConfig, HetCompTrainer
+from ckd.baselines.hetcomp_parts.knowledge import Curriculum, importance, list_ndcg, target_lists
+from ckd.baselines.hetcomp_parts.losses import clamp_scores, overall_loss, rank_loss
+from ckd.baselines.hetcomp_parts.rankings import (
+    RankingLists,
+    RankingRecorder,
+    choose_checkpoints,
+    list_length,
+    load_rankings,
+    ranking_lists,
+    save_rankings,
+)
+from ckd.baselines.mf import MF, MFConfig
+from ckd.config import PlanConfig, TrainConfig
+from ckd.data.batch import Batches
+from ckd.data.domain import Domain
+from ckd.distill.plan import build_plan
+from ckd.distill.trainer import Trainer
+from ckd.errors import ConfigError, DataError
+from ckd.nn.recommender import Recommender
+from ckd.students.sasrec import SASRec, SASRecConfig
+
+QUICK = HetCompConfig(
+    length=12, period=2, epochs=6, validate_every=2, batch_size=64, lr=0.01, metric="ndcg@10", patience=3
+)
+
+
+@pytest.fixture(scope="module")
+def domain(tiny) -> Domain:
+    return list(tiny.values())[-1]
+
+
+def mf(domain: Domain, seed: int = 0) -> MF:
+    torch.manual_seed(seed)
+    return MF.create(MFConfig(embedding_size=8, initializer_range=0.1), domain)
+
+
+def sasrec(domain: Domain, seed: int = 0) -> SASRec:
+    torch.manual_seed(seed)
+    return SASRec.create(SASRecConfig(hidden_size=8, inner_size=8, n_layers=1, n_heads=2), domain)
+
+
+@pytest.fixture(scope="module")
+def teachers(domain) -> list[list[np.ndarray]]:
+    """Two teachers of two and three checkpoints."""
+    return [[ranking_lists(mf(domain, 10 * t + v), domain, 12) for v in range(2 + t)] for t in range(2)]
+
+
+# --- losses ----------------------------------------------------------------------------------------------------------
+
+
+def case(seed: int = 0, users: int = 3, items: int = 40) -> tuple[torch.Tensor, ...]:
+    """Scores, observed, target and training items of which the observed are the first three."""
+    generator = torch.Generator().manual_seed(seed)
+    scores = torch.randn(users, items, generator=generator, dtype=torch.float64)
+    order = torch.stack([torch.randperm(items, generator=generator) for _ in range(users)])
+    training = torch.zeros(users, items, dtype=torch.bool).scatter(1, order[:, :5], True)
+    return scores, order[:, :3], order[:, 5:25], training
+
+
+def by_hand(scores: torch.Tensor, items: list[int], training: torch.Tensor, target: list[int], ordered: bool) -> float:
+    """One user's list loss, item by item."""
+    left = [i for i in range(len(scores)) if not training[i] and i not in target]
+    rest = sum(float(scores[i].exp()) for i in left)
+    total = 0.0
+    for place, item in enumerate(items):
+        behind = sum(float(scores[i].exp()) for i in (items[place:] if ordered else [item]))
+        total -= float(scores[item]) - float(np.log(max(behind + rest, 1e-5)))
+    return total
+
+
+def test_losses_are_the_formulas() -> None:
+    scores, observed, target, training = case()
+    overall = ordered = 0.0
+    for user, (seen, listed) in enumerate(zip(observed.tolist(), target.tolist(), strict=True)):
+        mine = (scores[user], training[user])
+        half, tenth = listed[:10], listed[:2]
+        overall += by_hand(mine[0], seen + listed, mine[1], listed, ordered=False)
+        ordered += by_hand(mine[0], seen, mine[1], half, ordered=True)
+        ordered += 0.5 * by_hand(mine[0], half, mine[1], half, ordered=True)
+        ordered += 0.5 * by_hand(mine[0], tenth, mine[1], tenth, ordered=True)
+    assert float(overall_loss(scores, observed, target, training)) == pytest.approx(overall, rel=1e-12)
+    assert float(rank_loss(scores, observed, target, training)) == pytest.approx(ordered, rel=1e-12)
+
+
+@pytest.mark.parametrize("loss_of", [overall_loss, rank_loss])
+def test_losses_have_exact_gradients(loss_of) -> None:
+    scores, observed, target, training = case(users=2)
+    scores.requires_grad_()
+    assert torch.autograd.gradcheck(lambda s: loss_of(s, observed, target, training), (scores,))
+
+
+@pytest.mark.parametrize("loss_of", [overall_loss, rank_loss])
+def test_what_stands_behind_the_end_of_a_list_counts_nothing(loss_of) -> None:
+    scores, observed, target, training = case()
+    ended = torch.cat([observed, torch.full((3, 2), -1)], dim=1)
+    torch.testing.assert_close(
+        loss_of(scores, ended, target, training), loss_of(scores, observed, target, training), rtol=1e-14, atol=0
+    )
+
+
+def test_only_the_rank_loss_looks_at_the_order() -> None:
+    scores, observed, target, training = case()
+    turned = target.flip(1)
+    overall = [overall_loss(scores, observed, each, training) for each in (target, turned)]
+    torch.testing.assert_close(overall[0], overall[1], rtol=1e-13, atol=0)
+    best = scores.gather(1, target).argsort(dim=1, descending=True)
+    ordered = target.gather(1, best)
+    half = ordered[:, :10]
+    worse = torch.cat([half.flip(1), ordered[:, 10:]], dim=1)
+    assert rank_loss(scores, observed, ordered, training) < rank_loss(scores, observed, worse, training)
+
+
+def test_clamped_scores_pass_no_gradient() -> None:
+    scores = torch.tensor([-50.0, 1.0, 50.0], requires_grad=True)
+    clamped = clamp_scores(scores)
+    clamped.sum().backward()
+    assert clamped.tolist() == [-40.0, 1.0, 40.0]
+    assert scores.grad.tolist() == [0.0, 1.0, 0.0]
+
+
+# --- knowledge -------------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 1000), k=st.integers(10, 80))
+def test_list_ndcg_is_one_for_the_same_items_and_zero_for_others(seed: int, k: int) -> None:
+    generator = np.random.default_rng(seed)
+    lists = np.stack([generator.permutation(2 * k)[:k] + 1 for _ in range(3)]).astype(np.int32)
+    shuffled = lists.copy()
+    for row in shuffled:
+        generator.shuffle(row[: min(50, k)])
+    assert list_ndcg(shuffled, lists).tolist() == [1.0] * 3
+    assert list_ndcg(lists + 2 * k, lists).tolist() == [0.0] * 3
+    mixed = list_ndcg(np.roll(lists, 1, axis=0), lists)
+    assert ((mixed >= 0) & (mixed <= 1)).all()
+    assert (mixed == np.round(mixed, 4)).all()
+
+
+def lists_of(*firsts: int, k: int = 10) -> np.ndarray:
+    """(U, k) lists that begin at the given items."""
+    return np.array([np.arange(first, first + k) for first in firsts], dtype=np.int32)
+
+
+def test_a_user_moves_on_where_the_student_has_come_closer() -> None:
+    curriculum = Curriculum([[lists_of(1, 1), lists_of(11, 11), lists_of(21, 21)]], alpha=1.05, period=10)
+    curriculum.update(lists_of(8, 8), 10)
+    assert curriculum.level.tolist() == [[0], [0]]
+    curriculum.update(lists_of(9, 8), 20)  # the first user's list shares one item more
+    assert curriculum.level.tolist() == [[1], [0]]
+    assert not curriculum.finished
+
+
+def test_a_user_who_has_arrived_moves_on() -> None:
+    curriculum = Curriculum([[lists_of(1), lists_of(11)]], alpha=1.05, period=10)
+    curriculum.update(lists_of(11), 10)
+    assert curriculum.level.tolist() == [[0]]
+    curriculum.update(lists_of(11), 20)  # both distances are zero
+    assert curriculum.finished
+
+
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 1000))
+def test_levels_rise_by_one_at_most_and_end_at_the_last(seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    draw = lambda: np.stack([generator.permutation(30)[:10] + 1 for _ in range(4)]).astype(np.int32)  # noqa: E731
+    curriculum = Curriculum([[draw() for _ in range(3)], [draw()]], alpha=1.0, period=1)
+    before = curriculum.level.clone()
+    for epoch in range(1, 12):
+        curriculum.update(draw(), epoch)
+        change = curriculum.level - before
+        assert set(change.flatten().tolist()) <= {0, 1}
+        before = curriculum.level.clone()
+    assert (before <= torch.tensor([2, 0])).all()
+    assert torch.isfinite(curriculum.distance).all()
+
+
+def test_importance_is_rank_and_steadiness() -> None:
+    earlier, later = lists_of(1, k=3), np.array([[2, 1, 9]], dtype=np.int32)
+    first, second = importance([earlier, later], n_items=10)
+    np.testing.assert_allclose(first[0], np.exp(-np.arange(3) / 10) + 1.0, rtol=1e-6)
+    # Item 2 went from place 1 to 0, item 1 from 0 to 1, item 9 from behind the end, 3, to 2: deviation 1/2 each.
+    np.testing.assert_allclose(second[0], np.exp(-np.arange(3) / 10) + np.exp(-0.5 / 100), rtol=1e-6)
+
+
+def test_what_ranks_from_a_hundred_is_of_no_importance() -> None:
+    (found,) = importance([lists_of(1, k=110)], n_items=120)
+    assert (found[0, :100] > 0).all()
+    assert (found[0, 100:] == 0).all()
+
+
+def test_target_lists_follow_each_user_along_the_trajectory() -> None:
+    trajectory = [lists_of(1, 1), lists_of(21, 21)]
+    values = importance(trajectory, 40)
+    training = [np.array([3]), np.array([22])]
+    found = target_lists([trajectory], [values], np.array([[0], [1]]), training, 40)
+    assert found[0].tolist()[:9] == [1, 2, 4, 5, 6, 7, 8, 9, 10]
+    assert found[1].tolist()[:9] == [21, 23, 24, 25, 26, 27, 28, 29, 30]
+
+
+def test_target_lists_hold_no_training_item_and_none_twice(domain, teachers) -> None:
+    training = training_items(domain)
+    values = [importance(lists, domain.n_items) for lists in teachers]
+    level = np.zeros((domain.n_users, 2), dtype=np.int64)
+    for user, row in enumerate(target_lists(teachers, values, level, training, domain.n_items)):
+        assert len(set(row.tolist())) == 12
+        assert not set(row.tolist()) & {0, *training[user].tolist()}
+
+
+# --- ranking lists ---------------------------------------------------------------------------------------------------
+
+
+def brute_force(model: Recommender, domain: Domain, k: int) -> np.ndarray:
+    histories = user_histories(domain)
+    model.eval()
+    with torch.no_grad():
+        encoded = model.encode(Batches(domain, histories)(np.arange(len(histories))))
+        scores = model.score_items(encoded)
+    found = np.zeros((domain.n_users, k), dtype=np.int32)
+    for user, row in zip(histories.users, scores.tolist(), strict=True):
+        own = set(training_items(domain)[user].tolist())
+        ranked = sorted((i for i in range(1, domain.n_items + 1) if i not in own), key=lambda i: -row[i])
+        found[user] = ranked[:k]
+    return found
+
+
+@pytest.mark.parametrize("make", [mf, sasrec])
+def test_ranking_lists_are_the_first_items_of_everyone(domain, make) -> None:
+    model = make(domain).train()
+    state = torch.get_rng_state()
+    found = ranking_lists(model, domain, 12)
+    assert model.training
+    assert torch.equal(state, torch.get_rng_state())
+    assert (found == brute_force(model, domain, 12)).mean() > 0.99  # sums in another order may swap near ties
+
+
+def test_ranking_lists_of_a_teacher_by_cosine(domain) -> None:
+    model = mf(domain).eval()
+
+    class Wrapped:
+        similarity = "cosine"
+
+        def encode_instances(self, batch: Any) -> torch.Tensor:
+            return model.encode(batch)
+
+        def encode_items(self, items: torch.Tensor) -> torch.Tensor:
+            return model.item_table()[items]
+
+    normal = mf(domain)
+    with torch.no_grad():
+        normal.item_emb.weight.copy_(torch.nn.functional.normalize(model.item_emb.weight, dim=1))
+    found = ranking_lists(Wrapped(), domain, 12)  # type: ignore[arg-type]
+    assert (found == ranking_lists(normal, domain, 12)).mean() > 0.99
+
+
+def test_training_items_are_distinct_and_the_latest_first(domain) -> None:
+    for user, items in enumerate(training_items(domain)):
+        rows = slice(domain.indptr[user], domain.indptr[user + 1])
+        part = domain.items[rows][domain.training_part[rows]].tolist()
+        assert items.tolist() == list(dict.fromkeys(reversed(part)))
+
+
+def test_lists_are_as_long_as_the_catalogue_allows(domain) -> None:
+    most = max(len(items) for items in training_items(domain))
+    assert list_length(domain, 10_000) == domain.n_items - most
+    assert list_length(domain, 11) == 11
+    full = replace(
+        domain,
+        indptr=np.array([0, domain.n_items + 2]),
+        items=np.array([*range(1, domain.n_items + 1), 1, 2], dtype=np.int32),
+        split=np.array([0] * domain.n_items + [1, 2], dtype=np.uint8),
+        user_ids=domain.user_ids[:1],
+    )
+    with pytest.raises(DataError, match="has all but 0 of"):
+        list_length(full)
+
+
+def test_lists_of_a_model_that_diverged_are_refused(domain) -> None:
+    model = mf(domain)
+    torch.nn.init.constant_(model.item_emb.weight, torch.nan)
+    with pytest.raises(DataError, match="NaN among its scores"):
+        ranking_lists(model, domain, 12)
+
+
+def fine_tune(domain: Domain, folder: Path, every: int | None) -> bytes:
+    """A short training, with lists kept or without; returns the weights."""
+    model = sasrec(domain)
+    recorder = RankingRecorder(model, domain, folder, every, 12) if every else None
+    config = TrainConfig(epochs=4, device="cpu", validate_every=2)
+    plan = build_plan(domain, PlanConfig(batch_size=64, buckets=1, difficulty="none", epochs=4), 0)
+    Trainer(model, domain, plan, config, folder, {}, on_epoch=recorder).fit()
+    return (folder / "best.safetensors").read_bytes()
+
+
+def test_a_recorder_keeps_lists_and_changes_nothing_else(domain, tmp_path) -> None:
+    assert fine_tune(domain, tmp_path / "kept", 1) == fine_tune(domain, tmp_path / "plain", None)
+    kept = [load_rankings(path, domain) for path in sorted((tmp_path / "kept").glob("rankings-*.parquet"))]
+    assert [lists.epoch for lists in kept] == [0, 1, 2, 3]
+    assert [lists.quality is not None for lists in kept] == [True, False, True, True]
+    assert len({lists.content for lists in kept}) > 1
+    fine_tune(domain, tmp_path / "sparse", 3)
+    assert sorted(path.name for path in (tmp_path / "sparse").glob("rank*")) == [
+        "rankings-00000.parquet",
+        "rankings-00003.parquet",
+    ]
+    with pytest.raises(ConfigError, match="every=0"):
+        RankingRecorder(sasrec(domain), domain, tmp_path, 0)
+
+
+def keep(domain: Domain, folder: Path, qualities: dict[int, float | None]) -> None:
+    for epoch, quality in qualities.items():
+        items = np.full((domain.n_users, 12), epoch + 1, dtype=np.int32)
+        save_rankings(RankingLists(items, domain.fingerprint, epoch, quality), folder / f"rankings-{epoch:05d}.parquet")
+
+
+def test_checkpoints_are_spread_from_the_first_to_the_best(domain, tmp_path) -> None:
+    keep(domain, tmp_path, {epoch: 0.5 - abs(epoch - 6) / 100 for epoch in range(10)})
+    chosen = [lists.epoch for lists in choose_checkpoints(tmp_path, domain, 4)]
+    assert chosen == [0, 2, 4, 6]
+    assert [lists.epoch for lists in choose_checkpoints(tmp_path, domain, 1)] == [6]
+    assert [lists.epoch for lists in choose_checkpoints(tmp_path, domain, 50)] == list(range(7))
+
+
+def test_checkpoints_without_validation_end_with_the_last(domain, tmp_path) -> None:
+    keep(domain, tmp_path, {1: None, 3: None})
+    assert [lists.epoch for lists in choose_checkpoints(tmp_path, domain)] == [1, 3]
+
+
+def test_rankings_that_cannot_be_used_are_refused(domain, tmp_path) -> None:
+    with pytest.raises(DataError, match="no ranking lists"):
+        choose_checkpoints(tmp_path, domain)
+    keep(domain, tmp_path, {0: 0.1})
+    path = tmp_path / "rankings-00000.parquet"
+    with pytest.raises(ConfigError, match="count=0"):
+        choose_checkpoints(tmp_path, domain, 0)
+    with pytest.raises(DataError, match="lists of a domain with fingerprint"):
+        load_rankings(path, replace(domain, history_cap=7))
+    with pytest.raises(DataError, match="no such file"):
+        load_rankings(tmp_path / "none.parquet", domain)
+    pq.write_table(pa.table({"items": [1]}), tmp_path / "other.parquet")
+    with pytest.raises(DataError, match="holds no ranking lists"):
+        load_rankings(tmp_path / "other.parquet", domain)
+    table = pq.read_table(path)
+    pq.write_table(table.replace_schema_metadata({b"ckd.rankings": b'{"format": 0}'}), path)
+    with pytest.raises(DataError, match="another format"):
+        load_rankings(path, domain)
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(DataError, match="damaged"):
+        load_rankings(path, domain)
+
+
+# --- trainer ---------------------------------------------------------------------------------------------------------
+
+
+def trainer(domain: Domain, teachers: Any, folder: Path, make: Any = mf, **options: Any) -> HetCompTrainer:
+    config = options.pop("config", QUICK)
+    return HetCompTrainer(make(domain, 99), domain, teachers, config, folder, {"run": 1}, device="cpu", **options)
+
+
+@pytest.mark.parametrize("make", [mf, sasrec])
+def test_a_student_comes_to_rank_as_its_teachers(domain, teachers, tmp_path, make) -> None:
+    config = QUICK.model_copy(update={"epochs": 24, "validate_every": 8, "lr": 0.03})
+    made = trainer(domain, teachers, tmp_path, make, config=config)
+    target = made._target()
+    before = list_ndcg(ranking_lists(made.student, domain, 12), target).mean()
+    made.fit()
+    # The best epoch may be an early one: what training has led to is in the last checkpoint.
+    made.run.resume(made.everything, made.optimizer)
+    assert made.curriculum.level.sum() > 0
+    after = list_ndcg(ranking_lists(made.student, domain, 12), made._target()).mean()
+    assert after > before + 0.1
+
+
+def test_training_passes_from_the_overall_to_the_rank_loss(domain, teachers, tmp_path) -> None:
+    config = QUICK.model_copy(update={"period": 1, "epochs": 30, "patience": 30, "alpha": 1e-6})
+    rows: list[dict[str, Any]] = []
+    done = trainer(domain, teachers, tmp_path, config=config, on_epoch=rows.append).fit()
+    phases = [row["phase"] for row in rows]
+    assert phases[0] == "overall"
+    assert phases[-1] == "rank"
+    assert phases == sorted(phases)
+    assert done.rows == rows
+    assert done.metrics.keys() >= {"ndcg@10", "recall@50"}
+    # Threshold zero: one advance with every update after the first, the longest trajectory decides.
+    assert phases.index("rank") == 1 + max(len(lists) for lists in teachers) - 1
+
+
+def test_the_same_seed_gives_the_same_bytes_also_after_an_interruption(domain, teachers, tmp_path) -> None:
+    class Killed(Exception):
+        pass
+
+    def kill(row: dict[str, Any]) -> None:
+        if row["epoch"] == 4:
+            raise Killed
+
+    trainer(domain, teachers, tmp_path / "once", sasrec).fit()
+    with pytest.raises(Killed):
+        trainer(domain, teachers, tmp_path / "twice", sasrec, on_epoch=kill).fit()
+    torch.manual_seed(99)
+    trainer(domain, teachers, tmp_path / "twice", sasrec).fit()
+    once, twice = ((tmp_path / name / "best.safetensors").read_bytes() for name in ("once", "twice"))
+    assert once == twice
+    torch.testing.assert_close(
+        trainer(domain, teachers, tmp_path / "once", sasrec).fit().metrics,
+        trainer(domain, teachers, tmp_path / "twice", sasrec).fit().metrics,
+        rtol=0,
+        atol=0,
+    )
+
+
+def test_early_stopping(domain, teachers, tmp_path) -> None:
+    config = QUICK.model_copy(update={"lr": 1e-12, "epochs": 40, "patience": 2})
+    done = trainer(domain, teachers, tmp_path, config=config).fit()
+    assert len(done.rows) == 6
+    assert done.best_epoch == 1
+
+
+def test_bad_input_to_the_trainer(domain, teachers, tmp_path) -> None:
+    with pytest.raises(DataError, match="at least one teacher"):
+        trainer(domain, [], tmp_path)
+    with pytest.raises(DataError, match="at least one teacher"):
+        trainer(domain, [[]], tmp_path)
+    with pytest.raises(DataError, match=r"teacher 0, checkpoint 0: ranking lists of shape"):
+        trainer(domain, [[teachers[0][0][:, :9]]], tmp_path)
+    with pytest.raises(DataError, match="hold items from"):
+        trainer(domain, [[teachers[0][0] + domain.n_items]], tmp_path)
+    trainer(domain, teachers, tmp_path).fit()
+    other = trainer(domain, teachers, tmp_path)
+    other.run.identity = {"run": 2}
+    with pytest.raises(DataError, match="belongs to a run with run = 1"):
+        other.fit()
+
+
+def test_models_are_found_among_students_and_baselines() -> None:
+    assert model_class("mf") is MF
+    assert model_class("sasrec") is SASRec
+    with pytest.raises(ConfigError, match="unknown student 'sasrek'"):
+        model_class("sasrek")

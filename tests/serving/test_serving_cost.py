@@ -1,0 +1,120 @@
+"""What a request costs: the same for a base student and the distilled one."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from ckd.data.domain import Domain
+from ckd.errors import ConfigError, DataError
+from ckd.pipelines import serving_cost as room
+from ckd.pipelines.serving_cost import ServingTable, serving_cost
+from ckd.pipelines.train_student import train_student
+from ckd.students import STUDENTS
+
+Serving = tuple[Path, Domain]
+
+BUILT_IN = [name for name in STUDENTS.names() if STUDENTS.get(name).__module__.startswith("ckd.students.")]
+
+
+def test_a_distilled_student_costs_what_its_base_costs(studio: Any) -> None:
+    config = studio.config.model_copy(update={"train": studio.config.train.model_copy(update={"epochs": 1})})
+    for run, teachers in (("base", ()), ("distilled", studio.teachers)):
+        train_student(studio.work, studio.domain.name, "sasrec", config, teachers, run=run)
+    seen: list[tuple[int, int | None]] = []
+    found = serving_cost(
+        studio.work,
+        studio.domain.name,
+        ["base", "distilled", studio.teachers[0]],
+        batch_sizes=(1, 8),
+        repeats=2,
+        device="cpu",
+        progress=lambda done, total, unit, note="": seen.append((done, total)),
+    )
+    base, distilled, teacher = found.rows
+    assert (base.kind, base.model, teacher.kind, teacher.model) == ("student", "sasrec", "teacher", "unisrec")
+    for key in ("parameters", "flops", "resident_bytes", "peak_bytes"):
+        assert getattr(base, key) == getattr(distilled, key)
+    assert all(row.latency_ms.keys() == {1, 8} and min(row.latency_ms.values()) > 0 for row in found.rows)
+    assert found.memory_ratio(distilled, 8) == found.memory_ratio(base, 8) == found.time_ratio(base, 1) == 1.0
+    # It holds the items' texts besides.
+    assert found.memory_ratio(teacher, 8) > 1
+    assert seen == [(done, 24) for done in range(1, 25)]
+    assert json.loads(json.dumps(found.as_dict()))["rows"][1]["memory_ratio"] == {"1": 1.0, "8": 1.0}
+
+
+def test_every_student_can_be_measured(serving: Serving) -> None:
+    found = serving_cost(*_of(serving), BUILT_IN, batch_sizes=(1,), repeats=1, device="cpu")
+    for row in found.rows:
+        assert row.peak_bytes[1] > row.resident_bytes >= 4 * row.parameters
+        # At the least a product of vectors of eight with every item.
+        assert row.flops >= 2 * 8 * found.n_items
+
+
+def test_operations_and_bytes_are_those_of_the_layers(serving: Serving) -> None:
+    work, domain = serving
+    (row,) = serving_cost(work, domain.name, ["gru4rec"], batch_sizes=(1,), repeats=1, device="cpu").rows
+    d, hidden, layers = 8, 12, 2
+    table = (domain.n_items + 1) * d
+    recurrent = [3 * hidden * (width + hidden) for width in (d, hidden)]
+    assert len(recurrent) == layers
+    assert row.parameters == table + sum(recurrent) + hidden * d + d
+    assert row.resident_bytes == 4 * row.parameters
+    length = int(np.sort(domain.instances("test").lengths)[len(domain.instances("test")) // 2])
+    # The head runs over every position; each is read at its own in training.
+    assert row.flops in [
+        2 * (length * sum(recurrent) + positions * hidden * d + domain.n_items * d) for positions in (1, length)
+    ]
+
+
+def test_live_bytes() -> None:
+    counter = room._LiveBytes()
+    given = torch.zeros(500)
+
+    def work() -> None:
+        first = given + 1  # 2000 bytes
+        second = first * 2  # 4000
+        del first
+        third = second.view(10, 50) * 2  # 4000: a view is nothing of its own
+        third.add_(1)
+        given.add_(1)
+
+    assert counter.peak_of(work) == 4000
+    assert counter.now == 0
+    with counter:
+        kept = given * 2
+    assert counter.now == 2000
+    assert counter.peak_of(work) == 4000
+    del kept
+    assert counter.now == 0
+
+
+def test_wrong_requests_are_refused(serving: Serving, tmp_path: Path) -> None:
+    for options in ({"runs": []}, {"repeats": 0}, {"batch_sizes": ()}, {"batch_sizes": (1, 0)}):
+        with pytest.raises(ConfigError, match="give at least one"):
+            serving_cost(*_of(serving), **{"runs": ["sasrec"], **options})
+    with pytest.raises(DataError, match=r"no such run\. Runs of"):
+        serving_cost(*_of(serving), ["nothing"])
+    domain = serving[1]
+    split = np.zeros_like(domain.split)
+    dataclasses.replace(domain, split=split).save(tmp_path / "domains" / domain.name)
+    with pytest.raises(DataError, match="no test target with a history"):
+        serving_cost(tmp_path, domain.name, ["sasrec"])
+
+
+def test_ratios_are_over_the_first_row() -> None:
+    def row(run: str, peak: int, latency: float) -> room.ServingCost:
+        return room.ServingCost(run, "student", "sasrec", 1, 1, 1, {1: peak}, {1: latency})
+
+    table = ServingTable("d", 3, "cpu", 1, 1, {}, (row("a", 10, 2.0), row("b", 35, 1.0)))
+    assert (table.memory_ratio(table.rows[1], 1), table.time_ratio(table.rows[1], 1)) == (3.5, 0.5)
+
+
+def _of(serving: Serving) -> tuple[Path, str]:
+    return serving[0], serving[1].name
