@@ -54,7 +54,7 @@ def print_table(title: str, headers: Sequence[str], rows: Sequence[Sequence[Any]
     """A table for people: text to the left, numbers to the right."""
     # A title of the table itself would be folded to the table's width.
     out.print(title, style="bold", markup=False, soft_wrap=True)
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True, show_header=any(headers))
     for position, header in enumerate(headers):
         column = [row[position] for row in rows]
         numeric = position > 0 and all(not isinstance(v, str) or _looks_numeric(v) for v in column)
