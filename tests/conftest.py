@@ -12,11 +12,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import settings
 
 from ckd.config import RunConfig
 from ckd.data.domain import Domain
 from ckd.data.example import TINY, make_example
 from ckd.data.features import ItemFeatures, save_features
+
+# The same examples in every run of continuous integration: what fails there fails here.
+settings.register_profile("ci", derandomize=True)
+if os.environ.get("CI"):
+    settings.load_profile("ci")
 
 ROOT = Path(__file__).parent.parent
 

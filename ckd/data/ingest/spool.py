@@ -108,7 +108,7 @@ def parse_time(text: str) -> int | float | None:
 
 
 def parse_times(texts: pl.Series) -> pl.Series | None:
-    """`parse_time` for a column: all of it as integers, else as floats, else None when a value is no such number."""
+    """`parse_time` for a column: all as integers, else all as floats, else None when a value is no such number."""
     whole = texts.cast(pl.Int64, strict=False)
     if not whole.null_count():
         return whole
