@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ckd.config import load_config
-from ckd.console import out, print_table
+from ckd.console import out
 from ckd.pipelines.encode_items import EncodeConfig, encode_items
 from ckd.pipelines.finetune_teacher import finetune_teacher
 from ckd.pipelines.plan import make_plan
@@ -149,8 +149,9 @@ def report(measured: dict[str, list[dict[str, Any]]]) -> None:
                 f"{median(variant, 'peak_memory_mb'):,.0f}",
             ]
         )
-    headers = ["", "inst/s (min–max)", "s/epoch", "x shipped", "x trimmed", "s/validation", "peak MB"]
-    print_table("SASRec, training", headers, rows)
+    headers = ["SASRec", "inst/s (min–max)", "s/epoch", "× shipped", "× trimmed", "s/validation", "peak MB"]
+    for line in (headers, ["---"] * len(headers), *rows):
+        print("| " + " | ".join(line) + " |")
     for precision in ("", " bf16"):
         base = median(f"ckd{precision}", "epoch_seconds")
         for count in ("1 teacher", "3 teachers"):
