@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import time
 from pathlib import Path
 
@@ -87,6 +88,8 @@ def main() -> None:
     parser.add_argument("--trim", action="store_true")
     parser.add_argument("override", nargs="*")
     arguments = parser.parse_intermixed_args()
+    arguments.data = str(Path(arguments.data).resolve())
+    os.chdir(arguments.data)  # RecBole leaves its logs where it is started
     config = Config(
         model=arguments.model,
         dataset=arguments.name,
