@@ -33,9 +33,9 @@ from ckd.distill.losses import (
     masked_log_softmax,
 )
 from ckd.distill.masks import in_batch_mask
-from ckd.distill.plan import FULL, Plan
+from ckd.distill.plan import FULL, Plan, batch_hash
 from ckd.distill.target import Target, TargetBuilder, TargetCache
-from ckd.errors import CkdError, ConfigError
+from ckd.errors import CkdError, ConfigError, StoreError
 from ckd.evaluation.metrics import ranking_metrics
 from ckd.evaluation.ranks import rank_targets
 from ckd.nn.recommender import Recommender
@@ -206,7 +206,14 @@ class Trainer:
     def _prepare(self, raw: tuple[int, Sequence[Floats]]) -> Step:
         """Runs in the background thread: tensors on the device, and the mask where a loss needs one."""
         batch_id, scores = raw
-        batch = self.batches(self.plan.batch(batch_id))
+        ids = self.plan.batch(batch_id)
+        # The store's reader compares its hash with the plan's; this ties both to the instances that are trained on.
+        if (found := batch_hash(ids)) != int(self.plan.hashes[batch_id]):
+            raise StoreError(
+                f"plan {self.plan.id}: batch {batch_id} has instances of hash {found:016x}, the plan says "
+                f"{int(self.plan.hashes[batch_id]):016x}. Run `ckd plan` again."
+            )
+        batch = self.batches(ids)
         mask = None
         if self.distillation is not None or self.config.ce != "full":
             mask = torch.from_numpy(in_batch_mask(batch.users.numpy(), batch.targets.numpy()))

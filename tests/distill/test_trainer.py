@@ -6,6 +6,7 @@ import math
 import re
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from ckd.distill.losses import distillation_loss, masked_log_softmax
 from ckd.distill.plan import FULL
 from ckd.distill.target import TargetBuilder
 from ckd.distill.trainer import Distillation, Trainer, TrainingDiverged
+from ckd.errors import StoreError
 from ckd.nn.frozen import FrozenTable
 from ckd.nn.recommender import Recommender
 from ckd.students.sasrec import SASRec, SASRecConfig
@@ -336,3 +338,20 @@ def test_diverging_at_once_leaves_no_good_checkpoint(make_trainer: MakeTrainer, 
     with pytest.raises(TrainingDiverged, match=r"step 0, batch \d+ .*last good checkpoint: none\."):
         trainer.fit()
     assert not (tmp_path / "last.safetensors").exists()
+
+
+def test_a_batch_is_tied_to_its_instances_at_every_step(make_trainer: Callable[..., Trainer], tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, teachers=1)
+    plan, reads = trainer.plan, []
+
+    def swapped(block: int) -> Any:
+        reads.append(block)
+        ids = plan.read_block(block).copy()
+        ids[[0, -1]] = ids[[-1, 0]]
+        return ids
+
+    trainer.plan = replace(plan, read_block=swapped)
+    with pytest.raises(StoreError, match=r"batch \d+ has instances of hash [0-9a-f]{16}, the plan says [0-9a-f]{16}"):
+        trainer.fit()
+    assert reads
+    assert not (tmp_path / "best.safetensors").exists()
