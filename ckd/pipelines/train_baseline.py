@@ -18,12 +18,11 @@ from ckd.baselines.recguru_parts.training import RecGURUTrainer
 from ckd.config import RunConfig, parse
 from ckd.data.atomic import write_json
 from ckd.data.domain import Domain
-from ckd.distill.checkpoint import require_same_run
 from ckd.distill.trainer import Trained
 from ckd.errors import ConfigError, did_you_mean
 from ckd.nn.recommender import Recommender
-from ckd.pipelines.train_student import STUDENT_FILE
-from ckd.pipelines.workspace import domain_folder, read_json, student_folder, teacher_folder, versions
+from ckd.pipelines.train_student import STUDENT_FILE, finished_run
+from ckd.pipelines.workspace import domain_folder, student_folder, teacher_folder, versions
 
 OnEpoch = Callable[[dict[str, Any]], None]
 
@@ -111,7 +110,7 @@ def train_baseline(
 
 
 def _train(job: _Job, domain: Domain, seed: int, folder: Path, restart: bool) -> TrainedBaseline:
-    done = None if restart else _finished(folder, job.identity)
+    done = None if restart else finished_run(folder, job.identity)
     if done is not None:
         return TrainedBaseline(folder, done, reused=True)
     torch.manual_seed(seed)
@@ -128,21 +127,6 @@ def _train(job: _Job, domain: Domain, seed: int, folder: Path, restart: bool) ->
     }
     write_json(folder / STUDENT_FILE, described)
     return TrainedBaseline(folder, trainer.fit(), reused=False)
-
-
-def _finished(folder: Path, identity: dict[str, Any]) -> Trained | None:
-    """The run that is there already; None where it has to go on, or to begin."""
-    remedy = "Restart the run to train again."
-    if (folder / STUDENT_FILE).exists():
-        require_same_run(folder / STUDENT_FILE, read_json(folder / STUDENT_FILE, remedy).get("identity", {}), identity)
-    if not (folder / "last.json").exists():
-        return None
-    state = read_json(folder / "last.json", remedy)
-    if not state["finished"]:
-        return None
-    best = read_json(folder / "best.json", remedy)["log"]
-    metrics = {name.removeprefix("valid_"): value for name, value in best.items() if name.startswith("valid_")}
-    return Trained(best["epoch"], metrics, state["rows"])
 
 
 def _hetcomp(

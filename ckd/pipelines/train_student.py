@@ -106,9 +106,9 @@ def train_student(
         "teachers": {name: reader.manifest.header.binding.as_dict() for name, reader in readers.items()},
         "mismatches": {name: reader.mismatch for name, reader in readers.items() if reader.mismatch},
     }
-    done = None if restart else _finished(folder, identity)
+    done = None if restart else finished_run(folder, identity)
     if done is not None:
-        return done
+        return TrainedStudent(folder, done, reused=True, mismatches=identity["mismatches"])
     distillation = distillation_from(work, domain, plan, readers, config.distill) if readers else None
     torch.manual_seed(config.seed)
     model: Recommender = student_class.create(model_config, domain)
@@ -142,8 +142,12 @@ def train_student(
     return TrainedStudent(folder, trainer.fit(), reused=False, mismatches=identity["mismatches"])
 
 
-def _finished(folder: Path, identity: dict[str, Any]) -> TrainedStudent | None:
-    """The run that is there already; None where it has to go on, or to begin."""
+def finished_run(folder: Path, identity: dict[str, Any]) -> Trained | None:
+    """How the finished run in `folder` went; None where it has to go on, or to begin.
+
+    Raises:
+        DataError: the folder holds another run.
+    """
     remedy = "Give --restart to train again."
     if (folder / STUDENT_FILE).exists():
         require_same_run(folder / STUDENT_FILE, read_json(folder / STUDENT_FILE, remedy).get("identity", {}), identity)
@@ -154,8 +158,7 @@ def _finished(folder: Path, identity: dict[str, Any]) -> TrainedStudent | None:
         return None
     best = read_json(folder / "best.json", remedy)["log"]
     metrics = {k.removeprefix("valid_"): v for k, v in best.items() if k.startswith("valid_")}
-    trained = Trained(best["epoch"], metrics, state["rows"])
-    return TrainedStudent(folder, trained, reused=True, mismatches=identity["mismatches"])
+    return Trained(best["epoch"], metrics, state["rows"])
 
 
 def scored_teachers(work: Path, domain_name: str, plan_id: str | None = None, scores: str | None = None) -> list[str]:
