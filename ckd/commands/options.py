@@ -1,0 +1,38 @@
+"""Options that several commands share, and what their values mean."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from ckd.config import RunConfig
+
+Work = Annotated[Path, typer.Option(envvar="CKD_WORK", help="Folder that holds all artefacts.")]
+DomainName = Annotated[str, typer.Option(help="A prepared domain.")]
+Config = Annotated[Path | None, typer.Option(help="YAML file; all keys are optional.")]
+Override = Annotated[
+    list[str] | None,
+    typer.Option("-o", "--override", metavar="SECTION.KEY=VALUE", help="Sets one key, over the file; repeatable."),
+]
+Seed = Annotated[int | None, typer.Option(help="Overrides the configuration's seed.")]
+PlanId = Annotated[str | None, typer.Option(help="Which plan; without, the domain's only one.")]
+Scores = Annotated[str | None, typer.Option(help="Folder or URI of score stores, in place of the work folder's.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+WORK = Path("ckd-work")
+
+
+def names_in(text: str) -> list[str]:
+    """The names in a list with commas, each once."""
+    names = list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+    if not names:
+        raise typer.BadParameter(f"{text!r} names nothing")
+    return names
+
+
+def settings_of(config: Path | None, override: list[str] | None, seed: int | None = None) -> RunConfig:
+    from ckd.config import load_config
+
+    return load_config(config, [*(override or []), *([] if seed is None else [f"seed={seed}"])])

@@ -1,0 +1,109 @@
+"""Commands of the batch plan and of stage one: teachers' scores, and their stores."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ckd.commands.options import WORK, Config, DomainName, Json, Override, PlanId, Scores, Seed, Work, settings_of
+
+
+def plan(
+    domain: DomainName,
+    show: Annotated[bool, typer.Option("--show", help="Print the curriculum stage by stage, and draw it.")] = False,
+    figure: Annotated[Path | None, typer.Option(help="Where to draw it: .png, .svg or .pdf.")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what scoring the plan would write, save nothing.")
+    ] = False,
+    work: Work = WORK,
+    config: Config = None,
+    override: Override = None,
+    seed: Seed = None,
+    json: Json = False,
+) -> None:
+    """Plan which instances share a batch and in which order batches are trained on."""
+    from ckd import console, views
+    from ckd.pipelines import plan as pipeline
+
+    settings = settings_of(config, override, seed)
+    if dry_run:
+        views.plan_estimate(pipeline.preview(work, domain, settings), json)
+        return
+    if figure:
+        pipeline.check_picture(figure)
+    with console.bars() as bars:
+        planned = pipeline.make_plan(work, domain, settings, bars)
+    drawn = None
+    if show or figure:
+        drawn = pipeline.draw(planned.plan, figure or planned.folder / "curriculum.png", title=domain)
+    views.planned(planned, pipeline.describe(planned.plan) if show else [], drawn, json)
+
+
+def teacher_score(
+    domain: DomainName,
+    teacher: Annotated[str, typer.Option(help="A fine-tuned teacher's run, or vectors with the two files below.")],
+    plan: PlanId = None,
+    user_vectors: Annotated[Path | None, typer.Option(help="Vectors of users or instances, from any model.")] = None,
+    item_vectors: Annotated[Path | None, typer.Option(help="Vectors of items, from the same model.")] = None,
+    run: Annotated[str | None, typer.Option(help="With vectors: name of the teacher they become.")] = None,
+    codec: Annotated[str | None, typer.Option(help="f16, u8, vectors or tensor.")] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Processes on this machine.")] = 1,
+    scores: Scores = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be computed and written.")] = False,
+    work: Work = WORK,
+    config: Config = None,
+    override: Override = None,
+    json: Json = False,
+) -> None:
+    """Stage one: write a teacher's in-batch softmax scores of every planned batch."""
+    from ckd import console, views
+    from ckd.pipelines import teacher_score as pipeline
+
+    settings = settings_of(config, [*(override or []), *([f"score.codec={codec}"] if codec else [])])
+    if user_vectors or item_vectors:
+        if teacher != "vectors" or not (user_vectors and item_vectors):
+            raise typer.BadParameter("--user-vectors and --item-vectors go together, and with --teacher vectors")
+        if dry_run:
+            raise typer.BadParameter("--dry-run: ready-made vectors leave nothing to estimate")
+        teacher = pipeline.adopt_vectors(work, domain, settings, user_vectors, item_vectors, run)
+    if dry_run:
+        views.record(
+            f"Scoring {domain} with {teacher} would take",
+            pipeline.estimate_scoring(work, domain, teacher, settings, plan),
+            json,
+        )
+        return
+    with console.bars() as bars:
+        scored = pipeline.teacher_score(work, domain, teacher, settings, plan, scores, workers, bars)
+    views.scored(scored, json)
+
+
+def inspect(
+    location: Annotated[str, typer.Argument(help="A store's folder or URI.")],
+    figure: Annotated[Path | None, typer.Option(help="Draw one batch's matrix here: .png or .svg.")] = None,
+    batch: Annotated[int, typer.Option(min=0, help="Which batch to draw.")] = 0,
+    json: Json = False,
+) -> None:
+    """What a store holds, for which teacher, plan and temperature, how large and how fast it reads."""
+    from ckd import views
+    from ckd.store.inspect import inspect_store
+
+    views.record(location, inspect_store(location, figure=figure, batch=batch), json)
+
+
+def verify(
+    location: Annotated[str | None, typer.Argument(help="A store's folder or URI.")] = None,
+    sample: Annotated[str | None, typer.Option(help="Score this share again with the teacher, such as 1%.")] = None,
+    domain: Annotated[str | None, typer.Option(help="With --sample: the domain.")] = None,
+    teacher: Annotated[str | None, typer.Option(help="With --sample: the teacher's run.")] = None,
+    plan: PlanId = None,
+    work: Work = WORK,
+    json: Json = False,
+) -> None:
+    """Check a store's structure and checksums, and with --sample its numbers against the teacher's."""
+    from ckd import views
+    from ckd.pipelines.verify_scores import verify_scores
+
+    views.record("Verified", verify_scores(work, location, sample, domain, teacher, plan), json)

@@ -1,0 +1,156 @@
+"""Commands of stage two, and of what serves its result."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ckd.commands.options import (
+    WORK,
+    Config,
+    DomainName,
+    Json,
+    Override,
+    PlanId,
+    Scores,
+    Seed,
+    Work,
+    names_in,
+    settings_of,
+)
+
+
+def train_student(
+    domain: DomainName,
+    student: Annotated[str, typer.Option(help="A registered student.")] = "sasrec",
+    teachers: Annotated[
+        str | None, typer.Option(help="Teachers' runs, separated by commas; without, all scored ones.")
+    ] = None,
+    no_distill: Annotated[
+        bool, typer.Option("--no-distill", help="Train the base model through the same loop.")
+    ] = False,
+    plan: PlanId = None,
+    run: Annotated[str | None, typer.Option(help="Name of the result.")] = None,
+    scores: Scores = None,
+    allow_mismatch: Annotated[
+        bool,
+        typer.Option("--allow-mismatch", help="Train on scores made for something else; stamped into the checkpoint."),
+    ] = False,
+    restart: Annotated[bool, typer.Option("--restart", help="Discard what is in the run's folder.")] = False,
+    work: Work = WORK,
+    config: Config = None,
+    override: Override = None,
+    seed: Seed = None,
+    json: Json = False,
+) -> None:
+    """Stage two: train a student along the plan, with its teachers' scores or without."""
+    from ckd import console, views
+    from ckd.pipelines.train_student import scored_teachers
+    from ckd.pipelines.train_student import train_student as train
+
+    settings = settings_of(config, override, seed)
+    if no_distill and teachers:
+        raise typer.BadParameter("--teachers and --no-distill contradict each other")
+    if no_distill:
+        chosen: list[str] = []
+    else:
+        chosen = names_in(teachers) if teachers else scored_teachers(work, domain, plan, scores)
+    with console.bars() as bars:
+        result = train(
+            work,
+            domain,
+            student,
+            settings,
+            teachers=chosen,
+            plan_id=plan,
+            run=run,
+            scores=scores,
+            allow_mismatch=allow_mismatch,
+            restart=restart,
+            on_step=lambda epoch, step, steps, rate: bars(step, steps, "step", f"epoch {epoch} · {rate:,.0f} inst/s"),
+            on_epoch=views.epoch_printer(json),
+        )
+    views.trained(result, json)
+
+
+def evaluate(
+    domain: DomainName,
+    run: Annotated[str, typer.Option(help="A student's or teacher's run.")],
+    split: Annotated[str, typer.Option(help="test or valid")] = "test",
+    against: Annotated[str | None, typer.Option(help="Another run, compared user by user.")] = None,
+    mask_history: Annotated[bool, typer.Option("--mask-history", help="Leave out items of the user's past.")] = False,
+    work: Work = WORK,
+    json: Json = False,
+) -> None:
+    """Rank every item for every user; Recall and NDCG at 5, 10, 20, 50."""
+    from ckd import views
+    from ckd.errors import ConfigError
+    from ckd.pipelines.evaluate import evaluate as run_evaluation
+
+    if split not in ("test", "valid"):
+        raise ConfigError(f"--split {split}: test or valid.")
+    result = run_evaluation(work, domain, run, split, against, mask_history)  # type: ignore[arg-type]
+    views.evaluated(result, run, against, json)
+
+
+def recommend(
+    domain: DomainName,
+    run: Annotated[str, typer.Option(help="A student's run.")],
+    requests: Annotated[
+        typer.FileText, typer.Argument(encoding="utf-8", errors="replace", help="JSON lines; - is standard input.")
+    ] = sys.stdin,  # type: ignore[assignment]
+    k: Annotated[int, typer.Option("-k", min=1, help="Most items in an answer.")] = 10,
+    exclude_history: Annotated[bool, typer.Option("--exclude-history", help="Leave out items of the history.")] = False,
+    ids: Annotated[str, typer.Option(help="Items are named by raw id, or by number: raw or number.")] = "raw",
+    unknown: Annotated[str, typer.Option(help="Unknown items: skip and count them, or refuse the request.")] = "skip",
+    on_error: Annotated[
+        str, typer.Option(help="A request that cannot be answered: fail, or skip with a note.")
+    ] = "fail",
+    batch_size: Annotated[int, typer.Option(min=1, help="Requests answered at a time; 1 answers at once.")] = 256,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
+    work: Work = WORK,
+) -> None:
+    """Answer histories with the best items: JSON lines in, JSON lines out."""
+    from ckd.errors import ConfigError
+    from ckd.pipelines.recommend import recommend as answer
+
+    for option, value, known in (
+        ("--ids", ids, ("raw", "number")),
+        ("--unknown", unknown, ("skip", "refuse")),
+        ("--on-error", on_error, ("fail", "skip")),
+    ):
+        if value not in known:
+            raise ConfigError(f"{option} {value}: {' or '.join(known)}.")
+    answers = answer(
+        work,
+        domain,
+        run,
+        requests,
+        k,
+        exclude_history=exclude_history,
+        ids=ids,  # type: ignore[arg-type]
+        on_unknown=unknown,  # type: ignore[arg-type]
+        on_error=on_error,  # type: ignore[arg-type]
+        batch_size=batch_size,
+        device=device,
+    )
+    for line in answers:
+        print(line, flush=True)
+
+
+def export(
+    domain: DomainName,
+    run: Annotated[str, typer.Option(help="A student's run.")],
+    to: Annotated[str, typer.Option(help="onnx or recbole")] = "onnx",
+    out: Annotated[Path | None, typer.Option(help="Folder of the export; without, in the run's.")] = None,
+    work: Work = WORK,
+    json: Json = False,
+) -> None:
+    """Write a student for other programs: an ONNX graph, or a checkpoint that RecBole loads."""
+    from ckd import views
+    from ckd.pipelines.export import export_student
+
+    views.record(f"Exported {run}", export_student(work, domain, run, to, out), json)  # type: ignore[arg-type]
