@@ -105,6 +105,8 @@ class UniM2Rec(Recommender):
     def create(cls, config: UniM2RecConfig, domain: Domain) -> Self:
         """A model before fine-tuning: from scratch, or from the pre-trained weights that `config.start` names.
 
+        A modality that pre-training had not begins anew here, one that the domain has not is left out.
+
         Raises:
             DataError: the domain lacks a feature, or there are no pre-trained weights.
             ConfigError: the pre-trained weights are of other sizes.
@@ -118,7 +120,9 @@ class UniM2Rec(Recommender):
         tensors = read_weights(config.start / WEIGHTS)
         for modality in info["features"].keys() - features.keys():
             tensors = {name: value for name, value in tensors.items() if f".{modality}." not in name}
-        put_weights(model, tensors, str(config.start / WEIGHTS), may_lack=lambda key: key == "item_embedding.weight")
+        begin_anew = ("item_embedding.weight", *(f".{modality}." for modality in features.keys() - info["features"]))
+        where = str(config.start / WEIGHTS)
+        put_weights(model, tensors, where, may_lack=lambda name: any(part in name for part in begin_anew))
         if config.freeze == "encoder":
             model.position_embedding.requires_grad_(False)
             model.trm_encoder.requires_grad_(False)
@@ -253,9 +257,7 @@ def _check_start(
         if here != there:
             raise ConfigError(f"{where}: pre-trained with {key}={there}, not {here}. Set teacher.{key}={there}.")
     for modality, found in features.items():
-        if modality not in info["features"]:
-            raise ConfigError(f"{where}: pre-trained without {modality}s. Set teacher.{modality}_feature=null.")
-        size = info["features"][modality]["size"]
+        size = info["features"].get(modality, {"size": found.dim})["size"]
         if size != found.dim:
             raise ConfigError(
                 f"{where}: pre-trained on {modality} vectors of size {size}, feature {found.name!r} of domain "

@@ -54,7 +54,9 @@ class UniSRecConfig(UniSRecSizes):
 class UniSRec(Recommender):
     """UniSRec; parameter names are those of the published checkpoints.
 
-    The adaptor runs once a step over the table of items, and the sequence side and the candidates share its result.
+    Without gradients the adaptor runs once over the table of items, for sequences and candidates alike. In training it
+    runs over the table for the candidates, and anew over the positions of the sequences: each occurrence of an item
+    then has gate noise and dropout of its own, as published.
 
     Args:
         config: sizes, dropout and mode.
@@ -208,8 +210,9 @@ class UniSRec(Recommender):
     # --- the model ---------------------------------------------------------------------------------------------
 
     def vectors(self, items: torch.Tensor) -> torch.Tensor:
-        """(n, D) vectors of distinct `items` (n,), not normalised: adapted text, plus the id in transductive mode."""
-        adapted = self.moe_adaptor(self.plm_embedding(items))
+        """(..., D) vectors of `items` (...), not normalised: adapted text, plus the id in transductive mode."""
+        features = self.plm_embedding(items)
+        adapted = self.moe_adaptor(features.flatten(0, -2)).unflatten(0, items.shape)
         return adapted if self.item_embedding is None else adapted + self.item_embedding(items)
 
     def table(self) -> torch.Tensor:
@@ -238,8 +241,9 @@ class UniSRec(Recommender):
         return unit(self.table())
 
     def forward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        table = self.table()
-        return self.contextualise(F.embedding(batch.packed.items, table), batch.packed), unit(table)
+        table, items = self.table(), batch.packed.items
+        positions = self.vectors(items) if self.training else F.embedding(items, table)
+        return self.contextualise(positions, batch.packed), unit(table)
 
     def train(self, mode: bool = True) -> Self:
         if mode:

@@ -359,12 +359,18 @@ def test_a_start_of_other_sizes_is_refused(
         UniM2Rec.create(UniM2RecConfig(**{**SMALL, **config}, start=pretrained), target)
 
 
-def test_a_start_without_images_is_refused_for_a_model_of_images(
+def test_images_begin_anew_after_pretraining_on_texts_alone(
     domains: list[Domain], target: Domain, tmp_path: Path
 ) -> None:
     pretrain(domains[:1], tmp_path, image_feature=None)
-    with pytest.raises(ConfigError, match=r"pre-trained without images\. Set teacher.image_feature=null"):
-        UniM2Rec.create(UniM2RecConfig(**SMALL, start=tmp_path), target)
+    start = load_file(tmp_path / "model.safetensors")
+    torch.manual_seed(5)
+    scratch = UniM2Rec.create(UniM2RecConfig(**SMALL), target).state_dict()
+    torch.manual_seed(5)
+    found = UniM2Rec.create(UniM2RecConfig(**SMALL, start=tmp_path), target).state_dict()
+    assert found.keys() - start.keys() == {name for name in scratch if ".image." in name}
+    for name, value in found.items():
+        assert torch.equal(value, scratch[name] if ".image." in name else start[name]), name
 
 
 def test_a_start_for_shorter_histories_is_refused(target: Domain, pretrained: Path) -> None:

@@ -18,6 +18,7 @@ from ckd.data.batch import Batch
 from ckd.data.domain import Domain
 from ckd.data.features import load_features
 from ckd.data.merge import merge_domains, merge_features
+from ckd.distill import live
 from ckd.distill.losses import in_batch_cross_entropy
 from ckd.distill.masks import in_batch_mask_torch
 from ckd.distill.plan import build_plan
@@ -119,7 +120,7 @@ def pretrain(
         "domains": {domain.name: domain.fingerprint for domain in domains},
         "features": {modality: found.fingerprint for modality, found in features.items()},
         "seed": seed,
-        "train": train.model_dump(mode="json", exclude={"device", "checkpoint_steps"}),
+        "train": train.identity("checkpoint_steps"),
     }
     trainer = Trainer(
         model,
@@ -129,7 +130,7 @@ def pretrain(
         folder,
         {"teacher": NAME, "config": config.model_dump(mode="json"), **origin},
         seed=seed,
-        on_step=lambda epoch, step, steps, rate: progress(step, steps, "step", f"epoch {epoch} · {rate:,.0f} inst/s"),
+        on_step=lambda epoch, step, steps, row: progress(step, steps, "step", live.note(row)),
     )
     trainer.fit()
     model.save_pretrained(folder, origin)

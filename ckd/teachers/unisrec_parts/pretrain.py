@@ -133,7 +133,7 @@ class Pretraining:
             "features": {table.name: table.fingerprint for table in tables},
             "encoder": tables[0].source["encoder"],
             "seed": seed,
-            "train": train.model_dump(mode="json", exclude={"device", "checkpoint_steps"}),
+            "train": train.identity("checkpoint_steps"),
         }
         self.identity = {"teacher": "unisrec", "config": config.model_dump(mode="json"), **self.origin}
         self.state = TrainState()
