@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -165,6 +166,16 @@ class Sink:
         self.closed = True
 
 
+def _one_ahead(groups: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """The groups in order, each computed in a background thread while the one before is checksummed and written."""
+    remaining, end = iter(groups), object()
+    with ThreadPoolExecutor(1, thread_name_prefix="ckd-encode") as pool:
+        pending = pool.submit(next, remaining, end)
+        while (group := pending.result()) is not end:
+            pending = pool.submit(next, remaining, end)
+            yield group
+
+
 def write_table_stream(
     write: Callable[[Any], Any], schema: pa.Schema, metadata: bytes, groups: Iterable[pa.Table]
 ) -> Sink:
@@ -183,7 +194,7 @@ def write_table_stream(
         version="2.6",
     )
     try:
-        for group in groups:
+        for group in _one_ahead(groups):
             writer.write_table(group, row_group_size=max(group.num_rows, 1))
         writer.add_key_value_metadata({METADATA: metadata})
         sink.mark()

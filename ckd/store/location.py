@@ -10,8 +10,10 @@ import os
 import tempfile
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import lru_cache
+from io import FileIO
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -30,6 +32,38 @@ OPEN_FILES = 64
 #: Bytes of an upload that are held in memory, beyond which they go to a temporary file; and those sent at a time.
 SPOOL = 1 << 26
 PIECE = 1 << 22
+
+#: Bytes of a local file that are written before the disk is asked to take them.
+SYNC = 1 << 22
+
+
+class _Synced:
+    """A raw file that goes to the disk in the background while more is written, so that the last wait is short."""
+
+    def __init__(self, file: FileIO, pool: ThreadPoolExecutor) -> None:
+        self._file, self._pool = file, pool
+        self._pending: Future[None] | None = None
+        self._unsynced = 0
+
+    def write(self, data: Any) -> int:
+        """Write some of `data`; how many bytes."""
+        written = self._file.write(data)
+        self._unsynced += written
+        if self._unsynced >= SYNC and (self._pending is None or self._pending.done()):
+            self._raise_failure()
+            self._pending = self._pool.submit(os.fsync, self._file.fileno())
+            self._unsynced = 0
+        return written
+
+    def finish(self) -> None:
+        """Return when everything is on the disk."""
+        self._raise_failure()
+        os.fsync(self._file.fileno())
+
+    def _raise_failure(self) -> None:
+        # The system reports a failed write-back once: whoever asks later hears nothing of it.
+        if self._pending is not None:
+            self._pending.result()
 
 
 class Location:
@@ -141,9 +175,10 @@ class Location:
                 return
             partial = self.local / f".{name}.{uuid.uuid4().hex[:12]}{PARTIAL}"
             try:
-                with partial.open("wb", buffering=0) as file:
-                    yield file
-                    os.fsync(file.fileno())
+                with partial.open("wb", buffering=0) as file, ThreadPoolExecutor(1, "ckd-sync") as pool:
+                    synced = _Synced(file, pool)
+                    yield synced
+                    synced.finish()
                 partial.replace(self.local / name)
             except BaseException:
                 with suppress(OSError):

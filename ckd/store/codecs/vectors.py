@@ -15,6 +15,10 @@ import numpy.typing as npt
 EPS = 2.0**-11
 
 
+#: The largest float16 below 2.
+BELOW_TWO = np.float32(2 - 2.0**-10)
+
+
 class Vectors:
     """One float16 vector per instance and per item, once for all batches."""
 
@@ -34,7 +38,8 @@ class Vectors:
         # Largest values end up in [0.5, 1); float32's smallest normal keeps the scale from underflow.
         exponent = np.clip(np.frexp(largest)[1], -126, 127)
         scales = np.ldexp(np.float32(1), exponent).astype(np.float32)
-        return (vectors / scales[:, None]).astype(np.float16), scales
+        # Past 2**127 values reach 2, which is beyond float32 once it is scaled back.
+        return np.clip(vectors / scales[:, None], -BELOW_TWO, BELOW_TWO).astype(np.float16), scales
 
     def restore(self, values: npt.NDArray[np.float16], scales: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """The (n, d) float32 vectors that `quantise` stored."""
