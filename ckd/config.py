@@ -7,12 +7,15 @@ states a value. The resolved configuration is saved beside every artefact.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ckd.errors import ConfigError, did_you_mean
+
+Positive = Annotated[float, Field(gt=0)]
+Calibrated = Literal["calibrated"]
 
 
 class Section(BaseModel):
@@ -83,7 +86,14 @@ class DistillConfig(Section):
     epsilon_quantile: float = Field(0.5, ge=0, le=1, description="share of instances that keep every teacher")
     consistency: Literal["instance", "pair", "off"] = "instance"
     direction: Literal["student", "teacher"] = Field("student", description="student: KL(p || q), Eq. (9)")
-    temperature: float | None = Field(None, gt=0, description="re-normalise the stored scores to this tau")
+    temperature: Positive | Calibrated | dict[str, Positive | Calibrated] | None = Field(
+        None,
+        description="tau to re-normalise the stored scores to: a number, calibrated (each teacher's likeliest on the "
+        "validation targets), or either by teacher; none: as stored",
+    )
+    scope: Literal["in-batch", "all"] = Field(
+        "in-batch", description="items that are distilled over; all: the catalogue, from stores of codec vectors"
+    )
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 
@@ -105,6 +115,17 @@ class TrainConfig(Section):
     precision: Literal["fp32", "bf16"] = "fp32"
     device: str = Field("auto", description="auto: cuda where there is one, else cpu")
     checkpoint_steps: int | None = Field(None, ge=1, description="steps between checkpoints; none: every epoch")
+    tensorboard: bool = Field(
+        False,
+        description="TensorBoard events in the run's folder, of what this loop trains; needs the extra tensorboard",
+    )
+
+    #: Where a run is computed and how it is watched: it stays the same run with other values.
+    NO_IDENTITY: ClassVar[frozenset[str]] = frozenset({"device", "tensorboard"})
+
+    def identity(self, *without: str) -> dict[str, Any]:
+        """The settings that tell one run from another, as JSON values; `without` leaves out further ones."""
+        return self.model_dump(mode="json", exclude={*self.NO_IDENTITY, *without})
 
 
 class RunConfig(Section):
@@ -119,8 +140,13 @@ class RunConfig(Section):
     train: TrainConfig = TrainConfig()
     student: dict[str, Any] = Field(default_factory=dict, description="the student's own keys")
     teacher: dict[str, Any] = Field(default_factory=dict, description="the teacher's own keys")
+    baseline: dict[str, Any] = Field(default_factory=dict, description="keys of the baseline of `ckd train-baseline`")
     base: dict[str, Any] = Field(
         default_factory=dict, description="student keys of the base model of `ckd reproduce`, which is tuned for itself"
+    )
+    methods: dict[str, dict[str, Any]] = Field(
+        default_factory=dict,
+        description="for `ckd reproduce`: section.key: value of single models, such as recformer: {train.lr: 5e-5}",
     )
 
 

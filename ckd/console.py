@@ -5,17 +5,28 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
+
+
+class Noted(Progress):
+    """Bars, and beneath each its note, folded where the terminal is narrow."""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        for task in self.tasks:
+            yield self.make_tasks_table([task])
+            if task.fields["note"]:
+                yield Text(f"  {task.fields['note']}", style="dim")
 
 
 class Bars:
@@ -24,29 +35,34 @@ class Bars:
     def __init__(self, progress: Progress) -> None:
         self.progress = progress
         self.tasks: dict[str, Any] = {}
-        self.began: dict[str, float] = {}
+        self.began: dict[str, tuple[float, int]] = {}
+        self.done: dict[str, int] = {}
 
     def __call__(self, done: int, total: int | None, unit: str, note: str = "") -> None:
         now = time.monotonic()
         if unit not in self.tasks:
-            self.tasks[unit] = self.progress.add_task(unit, total=total)
-            self.began[unit] = now
-        rate = done / max(now - self.began[unit], 1e-9)
-        text = f"{rate:,.0f}/s {note}" if done else note
-        self.progress.update(self.tasks[unit], completed=done, total=total, note=text)
+            self.tasks[unit] = self.progress.add_task(unit, total=total, rate="", note="")
+        if done <= self.done.get(unit, done):
+            # The first of the units, or the first again: another epoch.
+            self.progress.reset(self.tasks[unit], total=total)
+            self.began[unit] = now, done
+        began, first = self.began[unit]
+        rate = f"{(done - first) / (now - began):,.0f}/s" if done > first and now > began else ""
+        self.done[unit] = done
+        self.progress.update(self.tasks[unit], completed=done, total=total, rate=rate, note=note)
 
 
 @contextmanager
-def bars() -> Iterator[Bars]:
-    """Progress bars on standard error, gone when the work is done."""
+def bars(shown: bool = True) -> Iterator[Bars]:
+    """Progress bars on standard error, gone when the work is done; of several processes, one shows them."""
     columns = [
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[rate]}"),
     ]
-    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as progress:
+    with Noted(*columns, console=err, transient=True, disable=not (shown and err.is_terminal)) as progress:
         yield Bars(progress)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ckd.console import err, out, print_json, print_table, show
+from ckd.distill import live
 
 if TYPE_CHECKING:
     from ckd.data.domain import Domain
@@ -15,9 +16,13 @@ if TYPE_CHECKING:
     from ckd.pipelines.finetune_teacher import FinetunedTeacher
     from ckd.pipelines.plan import Estimate, Planned, StageRow
     from ckd.pipelines.prepare import Prepared
-    from ckd.pipelines.reproduce import Table3
+    from ckd.pipelines.serving_cost import ServingCost, ServingTable
     from ckd.pipelines.teacher_score import Scored
+    from ckd.pipelines.train_baseline import TrainedBaseline
     from ckd.pipelines.train_student import TrainedStudent
+    from ckd.pipelines.tune import Search, Tuned
+    from ckd.report.build import Report
+    from ckd.tune.trials import Trial
 
 #: Metrics that are shown, in this order; a table has no room for all that are kept.
 SHOWN = tuple(f"{name}@{k}" for name in ("recall", "ndcg") for k in (5, 10, 20, 50))
@@ -114,18 +119,30 @@ def epoch_printer(json: bool) -> Callable[[dict[str, Any]], None]:
     """Prints a line on standard error for every finished epoch."""
 
     def print_epoch(row: dict[str, Any]) -> None:
-        stage = f"stage {row['stage']}" if row["stage"] else "full"
-        parts = [f"epoch {row['epoch']:3d} {stage:8s} loss {row['loss']:.4f} (CE {row['ce']:.4f}"]
-        if "kd" in row:
-            parts[0] += f", KL {row['kd']:.4f}"
-        parts[0] += ")"
-        dropped = {name[8:]: share for name, share in row.items() if name.startswith("dropped_") and share}
-        if dropped:
-            parts.append("dropped " + ", ".join(f"{name} {share:.0%}" for name, share in dropped.items()))
+        parts = [f"epoch {row['epoch']:3d} {live.stage(row):8s} {live.losses(row)}"]
+        if dropped := live.dropped(row):
+            parts.append(dropped)
         if "valid_ndcg@10" in row:
             parts.append(f"valid N@10 {row['valid_ndcg@10']:.4f} R@10 {row['valid_recall@10']:.4f}")
-        parts.append(f"{row['instances_per_second']:,.0f} inst/s, waiting {row['waiting_share']:.1%}")
+        parts.append(live.speed(row))
         err.print("  ".join(parts), soft_wrap=True)
+
+    return (lambda _: None) if json else print_epoch
+
+
+def baseline_epoch_printer(json: bool) -> Callable[[dict[str, Any]], None]:
+    """The same for a baseline's epochs, whose losses have names of their own."""
+
+    def print_epoch(row: dict[str, Any]) -> None:
+        losses = [
+            f"{name} {value:.4f}"
+            for name, value in row.items()
+            if name not in ("epoch", "phase", "seconds") and not name.startswith("valid_")
+        ]
+        parts = [f"epoch {row['epoch']:3d} {row['phase']:11s} {', '.join(losses)}"]
+        if "valid_ndcg@10" in row:
+            parts.append(f"valid N@10 {row['valid_ndcg@10']:.4f} R@10 {row['valid_recall@10']:.4f}")
+        err.print("  ".join([*parts, f"{row['seconds']:.1f} s"]), soft_wrap=True)
 
     return (lambda _: None) if json else print_epoch
 
@@ -138,9 +155,12 @@ def _metric_table(title: str, rows: dict[str, dict[str, float]]) -> None:
 def finetuned(result: FinetunedTeacher, json: bool) -> None:
     """A teacher's metrics on both splits."""
     if json:
-        print_json({"folder": result.folder, "metrics": result.metrics, "reused": result.reused})
+        kept = {"rankings": result.rankings} if result.rankings else {}
+        print_json({"folder": result.folder, "metrics": result.metrics, "reused": result.reused, **kept})
         return
     _metric_table(f"{result.folder}{' (was there already)' if result.reused else ''}", result.metrics)
+    if result.rankings:
+        out.print(f"ranking lists kept of epochs {', '.join(map(str, result.rankings))}", soft_wrap=True)
 
 
 def planned(result: Planned, rows: Sequence[StageRow], figure: Path | None, json: bool) -> None:
@@ -198,9 +218,10 @@ def scored(result: Scored, json: bool) -> None:
     record("Scored", values, json)
 
 
-def trained(result: TrainedStudent, json: bool) -> None:
-    """A student's best epoch on validation."""
+def trained(result: TrainedStudent | TrainedBaseline, json: bool) -> None:
+    """A student's or a baseline's best epoch on validation."""
     t = result.trained
+    mismatches = getattr(result, "mismatches", {})
     if json:
         print_json(
             {
@@ -209,13 +230,13 @@ def trained(result: TrainedStudent, json: bool) -> None:
                 "valid": t.metrics,
                 "log": t.rows,
                 "reused": result.reused,
-                "mismatches": result.mismatches,
+                "mismatches": mismatches,
             }
         )
         return
     note = " (was there already)" if result.reused else ""
     _metric_table(f"{result.folder}{note}: best epoch {t.best_epoch}", {"valid": t.metrics})
-    for teacher, mismatch in result.mismatches.items():
+    for teacher, mismatch in mismatches.items():
         out.print(f"trained on scores of {teacher} that were {mismatch}")
 
 
@@ -249,32 +270,106 @@ def _p(value: float) -> str:
     return "<0.0001" if value < 1e-4 else f"{value:.4f}"
 
 
+def serving(table: ServingTable, json: bool) -> None:
+    """What requests of the runs cost (the paper's Table 5): what each needs, then the time of each size of request."""
+    if json:
+        print_json(table.as_dict())
+        return
+    first, largest = table.rows[0].run, max(table.rows[0].latency)
+    print_table(
+        f"{table.domain}: serving {table.n_items:,} items on {table.device}, {table.threads} threads; MFLOPs of one "
+        f"user, peak of {largest}, memory over that of {first}",
+        ["", "Model", "Parameters", "MFLOPs", "Ready MiB", "Peak MiB", "Memory"],
+        [
+            [
+                *(row.run, row.model, row.parameters),
+                *(f"{n:,.2f}" for n in (row.flops / 1e6, row.resident_bytes / 2**20, row.peak_bytes[largest] / 2**20)),
+                f"{table.memory_ratio(row, largest):.2f}x",
+            ]
+            for row in table.rows
+        ],
+    )
+    for size in table.rows[0].latency:
+        print_table(
+            f"Requests of {size} user{'s' if size > 1 else ''}: median of {table.repeats}, time over that of {first}",
+            ["", "Request ms", "25% to 75%", "User ms", "Time"],
+            [[*_latency_cells(row, size), f"{table.time_ratio(row, size):.2f}x"] for row in table.rows],
+        )
+
+
+def _latency_cells(row: ServingCost, size: int) -> list[str]:
+    latency = row.latency[size]
+    return [
+        row.run,
+        f"{latency.median_ms:,.3f}",
+        f"{latency.low_ms:,.3f} to {latency.high_ms:,.3f}",
+        f"{latency.median_ms / size:,.4f}",
+    ]
+
+
 def say(json: bool) -> Callable[[str], None]:
     """Prints what a long pipeline is about to do, on standard error."""
     return (lambda _: None) if json else (lambda text: err.print(text, style="dim"))
 
 
-def table3(result: Table3, json: bool) -> None:
-    """Methods side by side for each domain."""
+def trial_printer(json: bool) -> Callable[[Search, Trial], None]:
+    """Prints a line on standard error for every finished trial."""
+
+    def print_trial(search: Search, trial: Trial) -> None:
+        result = "diverged" if trial.metric is None else f"valid N@10 {trial.metric:.4f} R@10 {trial.recall:.4f}"
+        best = ", the best so far" if search.best == trial else ""
+        err.print(
+            f"{search.kind} trial {trial.number + 1:3d}  {result}  {trial.epochs} epochs, {trial.seconds:,.0f} s  "
+            f"{_flat(trial.values) or 'as configured'}{best}",
+            soft_wrap=True,
+        )
+
+    return (lambda *_: None) if json else print_trial
+
+
+def tuned(result: Tuned, json: bool) -> None:
+    """The trials of each search, best first, what it was given, and its best values as a configuration."""
     if json:
-        print_json(result.as_dict())
+        print_json(asdict(result))
         return
-    if result.steps:
-        print_table("Steps", ["Step", "State"], [[step, state] for step, state in result.steps])
-        return
-    for domain in result.domains:
-        headers = ["", *domain.methods, "Improv.", "p"]
+    for search in result.searches:
+        names = list(dict.fromkeys(name for trial in search.trials for name in trial.values))
+        ordered = sorted(search.trials, key=lambda trial: (-(trial.metric or -1.0), trial.number))
+        headers = ["Trial", "valid N@10", "R@10", "Best epoch", "Epochs", "Seconds", *names]
         rows = [
             [
-                f"{metric[0].upper()}@{metric.split('@')[1]}",
-                *(domain.cell(method, metric) for method in domain.methods),
-                f"{domain.improvement(metric):+.2%}",
-                _p(domain.p_value(metric)),
+                str(t.number),
+                "diverged" if t.metric is None else t.metric,
+                *(t.recall, t.best_epoch, t.epochs, f"{t.seconds:,.0f}"),
+                *(show(t.values[name]) if name in t.values else "as configured" for name in names),
             ]
-            for metric in domain.metrics
+            for t in ordered
         ]
-        print_table(f"{domain.domain}: test, {domain.describe()}", headers, rows)
+        spent = search.budget
+        print_table(
+            f"{search.folder}: {spent.trials} trials, {spent.epochs:,} epochs, {spent.seconds:,.0f} s of training",
+            headers,
+            rows,
+        )
+        out.print(search.settings, markup=False, soft_wrap=True)
+    if result.methods is not None:
+        out.print(f"both for `ckd reproduce --config`: {result.methods}", markup=False, soft_wrap=True)
+
+
+def reported(result: Report, json: bool) -> None:
+    """What was written, and what must not be overlooked in it."""
+    if json:
+        print_json(asdict(result))
+        return
     out.print(
-        "Improv.: the distilled student over its base. p: paired t-test over users of the mean over seeds, "
-        "Holm-corrected over the metrics of a table."
+        f"{result.path}: {result.experiments} experiments, {result.runs} runs, {result.searches} searches, "
+        f"{result.bytes / 1e6:.1f} MB",
+        markup=False,
+        soft_wrap=True,
     )
+    for path in result.tables:
+        out.print(f"written: {path}", markup=False, soft_wrap=True)
+    for text in result.overrides:
+        out.print(f"override: {text}", style="bold red", markup=False, soft_wrap=True)
+    for text in result.problems:
+        out.print(f"left out: {text}", markup=False, soft_wrap=True)

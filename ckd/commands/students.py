@@ -46,8 +46,13 @@ def train_student(
     seed: Seed = None,
     json: Json = False,
 ) -> None:
-    """Stage two: train a student along the plan, with its teachers' scores or without."""
+    """Stage two: train a student along the plan, with its teachers' scores or without.
+
+    On several GPUs or machines: torchrun --nproc-per-node N -m -- ckd train-student ... splits the rows of every batch
+    over N processes; the work folder must be the same for all. Without that --, torchrun takes --run for its own.
+    """
     from ckd import console, views
+    from ckd.distill import live, parallel
     from ckd.pipelines.train_student import scored_teachers
     from ckd.pipelines.train_student import train_student as train
 
@@ -58,7 +63,7 @@ def train_student(
         chosen: list[str] = []
     else:
         chosen = names_in(teachers) if teachers else scored_teachers(work, domain, plan, scores)
-    with console.bars() as bars:
+    with parallel.joined(settings.train.device) as processes, console.bars(processes.first) as bars:
         result = train(
             work,
             domain,
@@ -70,8 +75,53 @@ def train_student(
             scores=scores,
             allow_mismatch=allow_mismatch,
             restart=restart,
-            on_step=lambda epoch, step, steps, rate: bars(step, steps, "step", f"epoch {epoch} · {rate:,.0f} inst/s"),
+            on_step=lambda epoch, step, steps, row: bars(step, steps, "step", live.note(row)),
             on_epoch=views.epoch_printer(json),
+            parallel=processes,
+        )
+    if processes.first:
+        views.trained(result, json)
+
+
+def train_baseline(
+    domain: DomainName,
+    baseline: Annotated[str, typer.Option(help="hetcomp or recguru")],
+    teachers: Annotated[
+        str | None,
+        typer.Option(help="HetComp: teachers' runs, separated by commas; without, all that kept ranking lists."),
+    ] = None,
+    student: Annotated[str | None, typer.Option(help="HetComp: what it trains; without, mf.")] = None,
+    source: Annotated[str | None, typer.Option(help="RecGURU: the domain that shares the encoder.")] = None,
+    run: Annotated[str | None, typer.Option(help="Name of the result.")] = None,
+    restart: Annotated[bool, typer.Option("--restart", help="Discard what is in the run's folder.")] = False,
+    work: Work = WORK,
+    config: Config = None,
+    override: Override = None,
+    seed: Seed = None,
+    json: Json = False,
+) -> None:
+    """Train a published baseline, HetComp or RecGURU; its own keys are the section `baseline`."""
+    from ckd import console, views
+    from ckd.pipelines.train_baseline import listed_teachers
+    from ckd.pipelines.train_baseline import train_baseline as train
+
+    settings = settings_of(config, override, seed)
+    chosen = names_in(teachers) if teachers else []
+    if not teachers and baseline == "hetcomp" and source is None:
+        chosen = listed_teachers(work, domain)
+    with console.bars() as bars:
+        result = train(
+            work,
+            domain,
+            baseline,
+            settings,
+            student=student,
+            teachers=chosen,
+            source=source,
+            run=run,
+            restart=restart,
+            progress=bars,
+            on_epoch=views.baseline_epoch_printer(json),
         )
     views.trained(result, json)
 
@@ -154,3 +204,24 @@ def export(
     from ckd.pipelines.export import export_student
 
     views.record(f"Exported {run}", export_student(work, domain, run, to, out), json)  # type: ignore[arg-type]
+
+
+def serving(
+    domain: DomainName,
+    runs: Annotated[str, typer.Option(help="Students' and teachers' runs; the others are compared with the first.")],
+    batch_sizes: Annotated[str, typer.Option(help="Users in a request, separated by commas.")] = "1,256",
+    repeats: Annotated[int, typer.Option(min=1, help="Requests of each run and size.")] = 50,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
+    work: Work = WORK,
+    json: Json = False,
+) -> None:
+    """Parameters, operations, memory and time of a request, side by side (the paper's Table 5)."""
+    from ckd import console, views
+    from ckd.pipelines.serving_cost import serving_cost
+
+    sizes = names_in(batch_sizes)
+    if not all(size.isdecimal() for size in sizes):
+        raise typer.BadParameter(f"--batch-sizes {batch_sizes}: write whole numbers, such as 1,256")
+    with console.bars() as bars:
+        table = serving_cost(work, domain, names_in(runs), [int(size) for size in sizes], repeats, device, bars)
+    views.serving(table, json)

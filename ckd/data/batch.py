@@ -19,7 +19,8 @@ from ckd.data.domain import Domain, Instances
 PACK_WIDTH = 128
 
 
-def _move(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """The tensor on `device`; to a GPU through pinned memory, so that nobody waits for the copy."""
     cuda = device.type == "cuda"
     return (tensor.pin_memory() if cuda else tensor).to(device, non_blocking=cuda)
 
@@ -124,12 +125,12 @@ class Batch:
         if device.type == self.users.device.type:
             return self
         return Batch(
-            users=_move(self.users, device),
-            targets=_move(self.targets, device),
-            sequences=_move(self.sequences, device),
-            rows=_move(self.rows, device),
-            lengths=_move(self.lengths, device),
-            packed=Packed(*(_move(getattr(self.packed, field.name), device) for field in fields(Packed))),
+            users=to_device(self.users, device),
+            targets=to_device(self.targets, device),
+            sequences=to_device(self.sequences, device),
+            rows=to_device(self.rows, device),
+            lengths=to_device(self.lengths, device),
+            packed=Packed(*(to_device(getattr(self.packed, field.name), device) for field in fields(Packed))),
         )
 
 

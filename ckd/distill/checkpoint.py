@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,20 +40,33 @@ class TrainState:
     sums: dict[str, float] = field(default_factory=dict)
 
 
+def generator_state() -> dict[str, torch.Tensor]:
+    """This process's random generators, by kind of device."""
+    found = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        found["cuda"] = torch.cuda.get_rng_state()
+    return found
+
+
 def save_checkpoint(
-    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: TrainState, identity: dict[str, Any]
+    path: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    state: TrainState,
+    identity: dict[str, Any],
+    others: Sequence[dict[str, torch.Tensor]] = (),
 ) -> None:
     """Write model, optimizer, random generators and state, atomically.
 
     Args:
         identity: what the run is of (configuration and fingerprints); `load_checkpoint` compares it.
+        others: `generator_state` of the further processes that train the model together, from rank 1.
     """
     tensors = {f"model.{name}": value.detach().contiguous() for name, value in model.state_dict().items()}
     for index, values in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{name}": value for name, value in values.items()}
-    tensors["rng.cpu"] = torch.get_rng_state()
-    if torch.cuda.is_available():
-        tensors["rng.cuda"] = torch.cuda.get_rng_state()
+    for rank, generators in enumerate([generator_state(), *others]):
+        tensors |= {f"rng.{kind}{_of_rank(rank)}": value for kind, value in generators.items()}
     metadata = {
         "state": json.dumps(asdict(state)),
         "identity": json.dumps(identity, sort_keys=True, default=str),
@@ -62,9 +76,13 @@ def save_checkpoint(
 
 
 def load_checkpoint(
-    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, identity: dict[str, Any]
+    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, identity: dict[str, Any], rank: int = 0
 ) -> TrainState:
     """Restore what `save_checkpoint` wrote into `model`, `optimizer` and the random generators.
+
+    Args:
+        rank: of this process, where several train the model together. The generators of one that there was not when
+            the checkpoint was written stay as they are.
 
     Raises:
         DataError: the file is damaged, or belongs to a run with another configuration or other inputs.
@@ -88,19 +106,27 @@ def load_checkpoint(
         index, key = name.split(".", 1)
         saved["state"].setdefault(int(index), {})[key] = value
     optimizer.load_state_dict(saved)
-    torch.set_rng_state(tensors["rng.cpu"])
-    if "rng.cuda" in tensors and torch.cuda.is_available():
-        torch.cuda.set_rng_state(tensors["rng.cuda"])
+    generators = {kind: tensors.get(f"rng.{kind}{_of_rank(rank)}") for kind in ("cpu", "cuda")}
+    if generators["cpu"] is not None:
+        torch.set_rng_state(generators["cpu"])
+    if generators["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(generators["cuda"])
     return TrainState(**json.loads(metadata["state"]))
 
 
-def require_same_run(path: Path, found: dict[str, Any], identity: dict[str, Any]) -> None:
+def require_same_run(
+    path: Path,
+    found: dict[str, Any],
+    identity: dict[str, Any],
+    remedy: str = "Give another --run, or discard that folder.",
+) -> None:
     """Refuse what another run has left.
 
     Args:
         path: where `found` was read, for the message.
         found: identity of the run that is there.
         identity: of the run that is to go on.
+        remedy: ends the message.
 
     Raises:
         DataError: they differ; names the first key that does, sections and all, and both values.
@@ -109,10 +135,7 @@ def require_same_run(path: Path, found: dict[str, Any], identity: dict[str, Any]
     if found == expected:
         return
     key, theirs, ours = _first_difference(found, expected)
-    raise DataError(
-        f"{path}: belongs to a run with {key} = {_short(theirs)}, this one has {_short(ours)}. "
-        "Give another --run, or discard that folder."
-    )
+    raise DataError(f"{path}: belongs to a run with {key} = {_short(theirs)}, this one has {_short(ours)}. {remedy}")
 
 
 def _first_difference(found: dict[str, Any], expected: dict[str, Any]) -> tuple[str, Any, Any]:
@@ -124,6 +147,11 @@ def _first_difference(found: dict[str, Any], expected: dict[str, Any]) -> tuple[
         if theirs != ours or (key in found) != (key in expected):
             return key, theirs, ours
     raise AssertionError("nothing differs")
+
+
+def _of_rank(rank: int) -> str:
+    """Ends the name of a generator; nothing of the only or the first process's."""
+    return f".{rank}" if rank else ""
 
 
 def _content(tensors: dict[str, torch.Tensor]) -> str:

@@ -6,11 +6,13 @@ Everything is computed in float32 and in log space, whatever the precision of th
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 Direction = Literal["student", "teacher"]
 
@@ -27,12 +29,35 @@ class InBatchTarget:
         mask: (B, B) bool, True where the column counts for the row.
         weight: lambda of Eq. (10).
         direction: which way round the divergence is.
+        items: (B,) the columns' items; none: the rows' own targets. Of a batch whose rows are shared out among
+            processes, `log_q` and `mask` are this process's rows, with the columns of the whole batch.
     """
 
     log_q: torch.Tensor
     mask: torch.Tensor
     weight: float
     direction: Direction = "student"
+    items: torch.Tensor | None = None
+
+
+@dataclass(frozen=True)
+class CatalogueTarget:
+    """The same over all items, whose target is made for a block of rows whenever it is needed and never kept.
+
+    Attributes:
+        rows: for a slice of the rows, (r, N) log q and (r, N) mask, True where the item counts for the row.
+        step: most rows that `rows` is asked for at a time.
+        weight: lambda of Eq. (10).
+        direction: which way round the divergence is.
+    """
+
+    rows: Callable[[slice], tuple[torch.Tensor, torch.Tensor]]
+    step: int
+    weight: float
+    direction: Direction = "student"
+
+
+DistillationTarget = InBatchTarget | CatalogueTarget
 
 
 class _FullSoftmaxLoss(torch.autograd.Function):
@@ -40,7 +65,8 @@ class _FullSoftmaxLoss(torch.autograd.Function):
 
     Both losses are functions of the same logits: the in-batch ones are columns of them. So their slopes are added
     before the two products of the backward pass, which distillation then does not make dearer; and the slopes are taken
-    while a block's logits are at hand, so that none are kept and memory does not grow with B * N.
+    while a block's logits are at hand, so that none are kept and memory does not grow with B * N. Without `targets`
+    there is no CE.
     """
 
     @staticmethod
@@ -48,43 +74,54 @@ class _FullSoftmaxLoss(torch.autograd.Function):
         ctx: Any,
         encoded: torch.Tensor,
         table: torch.Tensor,
-        targets: torch.Tensor,
+        targets: torch.Tensor | None,
         scale: float,
         first_row: int,
-        distill: InBatchTarget | None,
+        distill: DistillationTarget | None,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         n, rows = len(encoded), table.shape[0]
+        items = targets
         step = max(1, min(n, BLOCK_ELEMENTS // rows))
+        if isinstance(distill, CatalogueTarget):
+            items, step = None, min(step, distill.step)
+        elif distill is not None and distill.items is not None:
+            items = distill.items
         ce = torch.zeros((), dtype=torch.promote_types(table.dtype, torch.float32), device=table.device)
         kd = torch.zeros_like(ce)
         need_encoded, need_table = ctx.needs_input_grad[:2]
         grad_encoded = torch.empty_like(encoded) if need_encoded else None
         grad_table: torch.Tensor | None = None
         for start in range(0, n, step):
-            block, target = encoded[start : start + step], targets[start : start + step, None]
+            here = slice(start, min(start + step, n))
+            block = encoded[here]
             logits = (block @ table.T).to(ce.dtype)
             if scale != 1.0:
                 logits *= scale
             kd_slope = None
             if distill is not None:
-                here = slice(start, start + step)
-                part, kd_slope = _divergence_and_slope(
-                    logits[:, targets], distill.log_q[here], distill.mask[here], distill.direction
-                )
+                own = logits if items is None else logits[:, items]
+                part, kd_slope = _divergence_and_slope(own, *_rows_of(distill, here), distill.direction)
                 kd += part
-            if first_row:
-                logits[:, :first_row] = -torch.inf
-            normaliser = logits.logsumexp(dim=1, keepdim=True)
-            ce += (normaliser - logits.gather(1, target)).sum()
+            if targets is None:
+                slope = logits.zero_()
+            else:
+                target = targets[here, None]
+                if first_row:
+                    logits[:, :first_row] = -torch.inf
+                normaliser = logits.logsumexp(dim=1, keepdim=True)
+                ce += (normaliser - logits.gather(1, target)).sum()
+                slope = logits.sub_(normaliser).exp_()
+                slope.scatter_add_(1, target, slope.new_full((1, 1), -1.0).expand_as(target))
             if not (need_encoded or need_table):
                 continue
-            slope = logits.sub_(normaliser).exp_()
-            slope.scatter_add_(1, target, slope.new_full((1, 1), -1.0).expand_as(target))
             if distill is not None and kd_slope is not None:
-                slope.index_add_(1, targets, kd_slope, alpha=distill.weight)
+                if items is None:
+                    slope.add_(kd_slope, alpha=distill.weight)
+                else:
+                    slope.index_add_(1, items, kd_slope, alpha=distill.weight)
             slope = slope.mul_(scale / n).to(table.dtype)
             if grad_encoded is not None:
-                torch.mm(slope, table, out=grad_encoded[start : start + step])
+                torch.mm(slope, table, out=grad_encoded[here])
             if need_table:
                 grad_part = slope.T @ block
                 grad_table = grad_part if grad_table is None else grad_table.add_(grad_part)
@@ -105,6 +142,13 @@ class _FullSoftmaxLoss(torch.autograd.Function):
         return scaled(grad_encoded), scaled(grad_table), None, None, None, None
 
 
+def _rows_of(distill: DistillationTarget, rows: slice) -> tuple[torch.Tensor, torch.Tensor]:
+    """log q and the mask of some rows."""
+    if isinstance(distill, CatalogueTarget):
+        return distill.rows(rows)
+    return distill.log_q[rows], distill.mask[rows]
+
+
 def _divergence_and_slope(
     logits: torch.Tensor, log_q: torch.Tensor, mask: torch.Tensor, direction: Direction
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -123,18 +167,18 @@ def _divergence_and_slope(
 def full_softmax_loss(
     encoded: torch.Tensor,
     table: torch.Tensor,
-    targets: torch.Tensor,
+    targets: torch.Tensor | None,
     *,
     scale: float = 1.0,
     pad_in_softmax: bool = True,
-    distill: InBatchTarget | None = None,
+    distill: DistillationTarget | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """L = CE + lambda * KL (Eq. 10), CE over the whole catalogue and KL over the in-batch items; means over instances.
+    """L = CE + lambda * KL (Eq. 10), CE over the whole catalogue, KL over the target's items; means over instances.
 
     Args:
         encoded: (B, d) user vectors.
         table: (N, d) item vectors, row 0 padding.
-        targets: (B,) rows of the positive items.
+        targets: (B,) rows of the positive items; none leaves lambda * KL alone, for students with a CE of their own.
         scale: what the dot product is multiplied by, 1 / temperature.
         pad_in_softmax: keep row 0 among the candidates of CE, as the published models do.
         distill: none leaves CE alone.
@@ -150,6 +194,29 @@ def full_softmax_loss(
     return loss, ce, kd
 
 
+def unfactored_divergence(
+    score: Callable[[torch.Tensor], torch.Tensor], encoded: torch.Tensor, distill: CatalogueTarget
+) -> torch.Tensor:
+    """KL over the catalogue (Eq. 9) of a student whose score is no product; mean over instances.
+
+    A block's scores are computed again in the backward pass, so that memory does not grow with B * N.
+
+    Args:
+        score: (r, N) logits of all items from r rows of `encoded`.
+        encoded: (B, d) user side of the score.
+        distill: whose weight is left to the caller.
+    """
+
+    def divergence(block: torch.Tensor, rows: slice) -> torch.Tensor:
+        log_q, mask = distill.rows(rows)
+        log_p = masked_log_softmax(score(block), mask)
+        return distillation_loss(log_p, log_q, direction=distill.direction) * len(block)
+
+    slices = [slice(start, min(start + distill.step, len(encoded))) for start in range(0, len(encoded), distill.step)]
+    parts = [checkpoint(divergence, encoded[rows], rows, use_reentrant=False) for rows in slices]
+    return torch.stack(parts).sum() / len(encoded)
+
+
 def full_cross_entropy(
     encoded: torch.Tensor,
     table: torch.Tensor,
@@ -163,20 +230,21 @@ def full_cross_entropy(
 
 
 def in_batch_cross_entropy(
-    logits: torch.Tensor, mask: torch.Tensor, *, log_popularity: torch.Tensor | None = None
+    logits: torch.Tensor, mask: torch.Tensor, *, log_popularity: torch.Tensor | None = None, first: int = 0
 ) -> torch.Tensor:
     """Eq. (6) as the paper writes it: the batch's items are the candidates; mean over instances.
 
     Args:
-        logits: (B, B) scores; the positives are on the diagonal.
+        logits: (B, B) scores; the positives are on the diagonal. Or some rows of that, one after the other.
         mask: (B, B) bool, True where the column counts for the row.
         log_popularity: (B,) log of the probability that a column's item is drawn into a batch; subtracting it (logQ
             correction; Bengio and Senecal 2008, Yi et al. 2019) makes the result an estimate of the full softmax.
+        first: column of the first row's positive.
     """
     logits = logits.float()
     if log_popularity is not None:
         logits = logits - log_popularity
-    targets = torch.arange(len(logits), device=logits.device)
+    targets = torch.arange(first, first + len(logits), device=logits.device)
     return F.cross_entropy(logits.masked_fill(~mask, -torch.inf), targets)
 
 

@@ -56,6 +56,26 @@ def in_batch_mask_torch(users: torch.Tensor, targets: torch.Tensor) -> torch.Ten
     return mask
 
 
+def catalogue_mask(
+    row_users: torch.Tensor, row_targets: torch.Tensor, users: torch.Tensor, targets: torch.Tensor, columns: int
+) -> torch.Tensor:
+    """(r, columns) True where item j counts for row i: every item but padding and the user's other positives here.
+
+    The rule of `in_batch_mask` with the whole catalogue for columns; nothing waits for the device.
+
+    Args:
+        row_users: (r,) user of each row.
+        row_targets: (r,) item of each row.
+        users: (T,) user of each instance of the batch.
+        targets: (T,) item of each instance of the batch.
+        columns: n_items + 1.
+    """
+    other = (row_users[:, None] == users) & (row_targets[:, None] != targets)
+    mask = torch.ones(len(row_users), columns, dtype=torch.bool, device=users.device)
+    # Whatever is no other positive writes to padding's column, which never counts.
+    return mask.scatter_(1, torch.where(other, targets, 0), False)
+
+
 def _dense(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Numbers 0, 1, ... in place of the distinct values, and where each value occurs first; no data-dependent shape."""
     ordered, order = torch.sort(values, stable=True)

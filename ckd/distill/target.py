@@ -16,7 +16,8 @@ from ckd.distill.consistency import (
     integrate,
     normalise,
 )
-from ckd.distill.losses import renormalise
+from ckd.distill.losses import BLOCK_ELEMENTS, renormalise
+from ckd.distill.masks import catalogue_mask
 from ckd.errors import ConfigError
 
 
@@ -25,7 +26,7 @@ class Target:
     """The target of one batch.
 
     Attributes:
-        log_q: (B, B) log-distribution over the in-batch items, minus infinity at masked columns.
+        log_q: (B, B) log-distribution over the in-batch items, minus infinity at masked columns; (r, N) over all.
         dropped: (K,) float, share of the instances (or pairs) for which each teacher was dropped.
     """
 
@@ -88,7 +89,10 @@ class TargetBuilder:
 
     @torch.no_grad()
     def __call__(self, log_scores: Sequence[torch.Tensor], mask: torch.Tensor) -> Target:
-        """The target from each teacher's stored (B, B) log-scores and the batch's (B, B) column mask."""
+        """The target from each teacher's stored (B, B) log-scores and the batch's (B, B) column mask.
+
+        Or from (r, N) scores over the catalogue, at the stored temperature and up to a constant in each row.
+        """
         stacked = self._comparable(log_scores, mask)
         weights = self.weights.to(mask.device)
         count = len(stacked)
@@ -115,6 +119,73 @@ class TargetBuilder:
         if self.config.consistency == "pair":
             return inconsistency_per_pair(normalised).amax(dim=0)[mask]
         return inconsistency(normalised).amax(dim=0)
+
+
+class CatalogueRows:
+    """The targets of a batch over the whole catalogue (the paper's "w/o IN"), made for a block of rows at a time.
+
+    Nothing is kept but how often teachers were dropped, so that memory does not grow with the B * N scores.
+
+    Args:
+        builder: how scores become a target.
+        vectors: of each teacher, (r, d) user vectors over its stored temperature.
+        tables: of each teacher, (N, d) item vectors, row 0 padding.
+        row_users: (r,) user of each row.
+        row_targets: (r,) item of each row.
+        users: (B,) user of each instance of the batch.
+        targets: (B,) item of each instance of the batch.
+    """
+
+    def __init__(
+        self,
+        builder: TargetBuilder,
+        vectors: Sequence[torch.Tensor],
+        tables: Sequence[torch.Tensor],
+        row_users: torch.Tensor,
+        row_targets: torch.Tensor,
+        users: torch.Tensor,
+        targets: torch.Tensor,
+    ) -> None:
+        self.builder = builder
+        self.vectors = vectors
+        self.tables = tables
+        self.row_users = row_users
+        self.row_targets = row_targets
+        self.users = users
+        self.targets = targets
+        self._dropped = torch.zeros(len(tables), device=users.device)
+        self._counted = torch.zeros((), device=users.device)
+
+    def __len__(self) -> int:
+        return len(self.row_users)
+
+    @property
+    def step(self) -> int:
+        """Rows whose matrices (scores, masked, normalised and weighted scores of each teacher) are held at a time."""
+        return max(1, BLOCK_ELEMENTS // (len(self.tables[0]) * 4 * (len(self.tables) + 1)))
+
+    @property
+    def dropped(self) -> torch.Tensor:
+        """(K,) share of the instances (or pairs) so far for which each teacher was dropped."""
+        return self._dropped / self._counted
+
+    def scores(self, rows: slice) -> tuple[list[torch.Tensor], torch.Tensor]:
+        """Each teacher's (r, N) scores at its stored temperature, up to a constant in each row, and the (r, N) mask."""
+        mask = catalogue_mask(
+            self.row_users[rows], self.row_targets[rows], self.users, self.targets, len(self.tables[0])
+        )
+        return [users[rows] @ table.T for users, table in zip(self.vectors, self.tables, strict=True)], mask
+
+    @torch.no_grad()
+    def __call__(self, rows: slice) -> tuple[torch.Tensor, torch.Tensor]:
+        """(r, N) log q and the (r, N) mask of a slice of the rows."""
+        with torch.autocast(self.users.device.type, enabled=False):
+            scores, mask = self.scores(rows)
+            target = self.builder(scores, mask)
+        count = mask.sum() if self.builder.config.consistency == "pair" else len(mask)
+        self._dropped += target.dropped.to(self._dropped.device) * count
+        self._counted += count
+        return target.log_q, mask
 
 
 def measure_epsilon(

@@ -1,15 +1,17 @@
 """The training loop, for every student and for every teacher that is trained by cross-entropy.
 
-Top-down: `fit` walks the planned epochs; each takes its steps, validates, logs and saves.
+Top-down: `fit` walks the planned epochs; each takes its steps, validates, logs and saves. Several processes may do so
+together (`ckd.distill.parallel`): each computes some rows of every batch, and the first one writes and reports.
 """
 
 from __future__ import annotations
 
 import csv
+import json
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,28 +22,35 @@ from torch.nn import functional as F
 
 from ckd.config import TrainConfig
 from ckd.data.atomic import discard_partials, replace_file, write_json
-from ckd.data.batch import Batch, Batches
+from ckd.data.batch import Batch, Batches, to_device
 from ckd.data.domain import Domain
-from ckd.distill.checkpoint import TrainState, load_checkpoint, save_checkpoint
+from ckd.distill.checkpoint import TrainState, generator_state, load_checkpoint, save_checkpoint
+from ckd.distill.events import Events, require_tensorboard
 from ckd.distill.feed import Ahead
 from ckd.distill.losses import (
+    CatalogueTarget,
     Direction,
+    DistillationTarget,
     InBatchTarget,
     distillation_loss,
     full_softmax_loss,
     in_batch_cross_entropy,
     masked_log_softmax,
+    unfactored_divergence,
 )
 from ckd.distill.masks import in_batch_mask
+from ckd.distill.parallel import ALONE, Parallel, Share
 from ckd.distill.plan import FULL, Plan, batch_hash
-from ckd.distill.target import Target, TargetBuilder, TargetCache
-from ckd.errors import CkdError, ConfigError, StoreError
+from ckd.distill.target import CatalogueRows, Target, TargetBuilder, TargetCache
+from ckd.errors import CkdError, ConfigError, DataError, StoreError
 from ckd.evaluation.metrics import ranking_metrics
 from ckd.evaluation.ranks import rank_targets
 from ckd.nn.recommender import Recommender
 from ckd.nn.weights import put_weights, read_weights, write_weights
 
 Floats = npt.NDArray[np.floating]
+
+OnStep = Callable[[int, int, int, dict[str, Any]], None]
 
 #: Bytes of targets that are kept for the batches of later epochs.
 TARGET_MEMORY = 1 << 30
@@ -54,26 +63,53 @@ class ScoreSource(Protocol):
     """Streams the stored scores of several teachers in the order that training asks for."""
 
     def stream(self, batch_ids: Iterable[int], *, dtype: None) -> Iterable[tuple[int, Sequence[Floats]]]:
-        """Batch id and one (B, B) array of log-scores for each teacher, in the type that they are stored in."""
+        """Batch id and one (B, B) array of log-scores for each teacher, in the type that they are stored in.
+
+        To distil over the catalogue: (B, d) user vectors over the stored temperature.
+        """
         ...
 
 
 @dataclass(frozen=True)
 class Distillation:
-    """What a distilled student learns from: stored scores, how they become a target, and lambda of Eq. (10)."""
+    """What a distilled student learns from.
+
+    Attributes:
+        scores: the stored scores.
+        target: how they become a target.
+        weight: lambda of Eq. (10).
+        direction: which way round the divergence is.
+        tables: to distil over the catalogue, each teacher's (n_items + 1, d) item vectors.
+        temperatures: by teacher, the tau that `target` brings its scores to; for the record.
+    """
 
     scores: ScoreSource
     target: TargetBuilder
     weight: float
     direction: Direction = "student"
+    tables: Sequence[torch.Tensor] = ()
+    temperatures: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Step:
-    """One batch ready for training."""
+    """One batch ready for training: this process's rows of it, against the items of all rows.
+
+    Attributes:
+        batch_id: its number in the plan.
+        share: which rows, of how many.
+        batch: those rows.
+        users: (B,) the users of the whole batch.
+        items: (B,) its targets, which are its columns.
+        mask: (rows, B) True where the column counts for the row, where a loss needs it.
+        scores: each teacher's stored scores of the rows, or its vectors.
+    """
 
     batch_id: int
+    share: Share
     batch: Batch
+    users: torch.Tensor
+    items: torch.Tensor
     mask: torch.Tensor | None
     scores: Sequence[torch.Tensor]
 
@@ -103,8 +139,13 @@ class Trainer:
         identity: configuration and fingerprints of the run; a checkpoint of another run is refused.
         distillation: none trains the base model through the same loop.
         seed: of dropout and whatever else the model draws while training.
-        on_step: called with (epoch, step, steps in the epoch, instances per second).
+        on_step: called with (epoch, step, steps in the epoch, the log row so far).
         on_epoch: called with each finished log row.
+        keep: the same, before the checkpoint that counts the epoch: after a kill, what it has kept lacks nothing.
+        parallel: this process among those that train the model together.
+
+    Raises:
+        ConfigError: no such device, or TensorBoard is asked for and missing.
     """
 
     def __init__(
@@ -117,10 +158,14 @@ class Trainer:
         identity: dict[str, Any],
         distillation: Distillation | None = None,
         seed: int = 0,
-        on_step: Callable[[int, int, int, float], None] | None = None,
+        on_step: OnStep | None = None,
         on_epoch: Callable[[dict[str, Any]], None] | None = None,
+        keep: Callable[[dict[str, Any]], None] | None = None,
+        parallel: Parallel = ALONE,
     ) -> None:
-        self.device = pick_device(config.device)
+        require_tensorboard(config)
+        self.parallel = parallel
+        self.device = pick_device(parallel.device or config.device)
         self.model = model.to(self.device)
         self.domain = domain
         self.plan = plan
@@ -128,17 +173,21 @@ class Trainer:
         self.folder = folder
         self.identity = identity
         self.distillation = distillation if distillation and distillation.weight > 0 else None
-        self.on_step = on_step or (lambda *_: None)
-        self.on_epoch = on_epoch or (lambda _: None)
+        self.on_step = on_step if on_step and parallel.first else lambda *_: None
+        self.on_epoch = on_epoch if on_epoch and parallel.first else lambda _: None
+        self.keep = keep if keep and parallel.first else lambda _: None
+        self.events = Events(folder / "events" if config.tensorboard and parallel.first else None)
         self.batches = Batches(domain, domain.instances("train"), share_prefixes=model.causal)
+        self.trained = [p for p in model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.Adam(
-            [p for p in model.parameters() if p.requires_grad],
+            self.trained,
             lr=config.lr,
             weight_decay=config.weight_decay,
             fused=True,
         )
         self.state = TrainState()
         self.targets = TargetCache(0 if plan.config.pool == "fresh" else TARGET_MEMORY)
+        self.tables = [table.to(self.device) for table in self.distillation.tables] if self.distillation else []
         self.seed = seed
         counts = torch.from_numpy(domain.popularity).double().clamp_min(1)
         self.log_popularity = (counts / counts.sum()).log().float().to(self.device)
@@ -150,16 +199,15 @@ class Trainer:
             TrainingDiverged: names the step, the batch and the last good checkpoint.
             DataError: the folder holds another run.
         """
-        torch.manual_seed(self.seed)
-        discard_partials(self.folder)
-        if self.last.exists():
-            self.state = load_checkpoint(self.last, self.model, self.optimizer, self.identity)
-            # Whoever was killed between the checkpoint and what follows from it left these behind.
-            self._write_state()
+        torch.manual_seed(self.parallel.seed(self.seed))
+        self._resume()
         epochs = min(self.config.epochs or self.plan.epochs, self.plan.epochs)
-        while not self.state.finished:
-            self._train_epoch()
-            self._finish_epoch(last=self.state.epoch + 1 >= epochs)
+        try:
+            while not self.state.finished:
+                self._train_epoch()
+                self._finish_epoch(last=self.state.epoch + 1 >= epochs)
+        finally:
+            self.events.close()
         put_weights(self.model, read_weights(self.best), str(self.best))
         best = next(row for row in self.state.rows if row["epoch"] == self.state.best_epoch)
         metrics = {k.removeprefix("valid_"): v for k, v in best.items() if k.startswith("valid_")}
@@ -173,6 +221,23 @@ class Trainer:
     def best(self) -> Path:
         return self.folder / "best.safetensors"
 
+    def _resume(self) -> None:
+        """Take up the last checkpoint, where there is one, in all processes alike."""
+        if self.parallel.first:
+            discard_partials(self.folder)
+        if self.last.exists():
+            self.state = load_checkpoint(self.last, self.model, self.optimizer, self.identity, self.parallel.rank)
+            # Whoever was killed between the checkpoint and what follows from it left these behind.
+            self._write_state()
+        places = self.parallel.gather((self.state.epoch, self.state.step, json.dumps(self.identity, default=str)))
+        if any(place != places[0] for place in places):
+            raise DataError(
+                f"{self.folder}: processes {[place[:2] for place in places]} are at different epochs and steps, or of "
+                "different runs. Give all the same work folder and settings."
+            )
+        # Machines of different kinds may have drawn different weights.
+        self.parallel.copy_first(self.model.parameters())
+
     def _train_epoch(self) -> None:
         """Take the remaining steps of the current epoch."""
         state = self.state
@@ -181,14 +246,14 @@ class Trainer:
         feed = Ahead(self._raw_steps(order[state.step :]), self._prepare)
         began = time.perf_counter()
         for step in feed:
-            parts = self._step(step)
-            self._accumulate(parts, step)
+            values = self._accumulate(self._step(step), step)
             now = time.perf_counter()
             self._add("seconds", now - began)
             self._add("waited", feed.take_waited())
             began = now
             state.step += 1
-            self.on_step(state.epoch, state.step, len(order), state.sums["instances"] / state.sums["seconds"])
+            self.events.add(self._steps_taken(), values)
+            self.on_step(state.epoch, state.step, len(order), self._log_row())
             if self.config.checkpoint_steps and state.step % self.config.checkpoint_steps == 0:
                 self._require_finite_weights()
                 self._save_last()
@@ -196,6 +261,9 @@ class Trainer:
     def _raw_steps(self, order: npt.NDArray[np.integer]) -> Iterable[tuple[int, Sequence[Floats]]]:
         """Batch ids in order, with the stored scores of those whose target is not kept from an earlier epoch."""
         ids = [int(batch_id) for batch_id in order]
+        if self.device.type == "cuda" and self.device.index is not None:
+            # What this thread pins for a GPU of several belongs to that one.
+            torch.cuda.set_device(self.device)
         if self.distillation is None:
             yield from ((batch_id, ()) for batch_id in ids)
             return
@@ -213,13 +281,19 @@ class Trainer:
                 f"plan {self.plan.id}: batch {batch_id} has instances of hash {found:016x}, the plan says "
                 f"{int(self.plan.hashes[batch_id]):016x}. Run `ckd plan` again."
             )
-        batch = self.batches(ids)
+        share = self.parallel.share(len(ids))
+        users, targets = self.batches.instances.users[ids], self.batches.instances.targets[ids]
+        batch = self.batches(ids[share.rows]).to(self.device)
+        whole = len(batch) == len(ids)
+        everybody, items = batch.users, batch.targets
+        if not whole:
+            both = (torch.from_numpy(values.astype(np.int64)) for values in (users, targets))
+            everybody, items = (to_device(values, self.device) for values in both)
         mask = None
         if self.distillation is not None or self.config.ce != "full":
-            mask = torch.from_numpy(in_batch_mask(batch.users.numpy(), batch.targets.numpy()))
-            mask = mask.to(self.device, non_blocking=True)
-        tensors = [torch.from_numpy(s).to(self.device, non_blocking=True) for s in scores]
-        return Step(batch_id, batch.to(self.device), mask, tensors)
+            mask = to_device(torch.from_numpy(in_batch_mask(users, targets)[share.rows]), self.device)
+        tensors = [to_device(torch.from_numpy(s[share.rows]), self.device) for s in scores]
+        return Step(batch_id, share, batch, everybody, items, mask, tensors)
 
     def _step(self, step: Step) -> dict[str, torch.Tensor]:
         """Forward, backward and update; returns the parts of the loss."""
@@ -227,20 +301,28 @@ class Trainer:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
             encoded, table = self.model(step.batch)
             parts = self._loss(step, encoded, table, target)
-        self.optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(parts["loss"])
-        if self.config.clip_norm is not None:
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
-        self.optimizer.step()
         if self.distillation is not None and target is not None:
             names = self.distillation.target.teachers
             parts |= {f"dropped_{name}": share for name, share in zip(names, target.dropped, strict=True)}
+        self.optimizer.zero_grad(set_to_none=True)
+        weight = step.share.weight
+        torch.autograd.backward(parts["loss"], torch.full_like(parts["loss"], weight))
+        parts = self.parallel.sum_gradients(self.trained, parts, weight)
+        if self.config.clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
+        self.optimizer.step()
         return parts
 
-    def _target(self, step: Step) -> Target | None:
-        """The batch's target, a function of plan and stored scores: a batch that is met again has it already."""
+    def _target(self, step: Step) -> Target | CatalogueRows | None:
+        """The batch's target, a function of plan and stored scores: a batch that is met again has it already.
+
+        Over the catalogue it is only described here, and made block by block by the loss.
+        """
         if self.distillation is None:
             return None
+        if self.tables:
+            rows = step.batch.users, step.batch.targets
+            return CatalogueRows(self.distillation.target, step.scores, self.tables, *rows, step.users, step.items)
         found = self.targets.get(step.batch_id)
         if found is None:
             assert step.mask is not None
@@ -249,13 +331,10 @@ class Trainer:
         return found
 
     def _loss(
-        self, step: Step, encoded: torch.Tensor, table: torch.Tensor | None, target: Target | None
+        self, step: Step, encoded: torch.Tensor, table: torch.Tensor | None, target: Target | CatalogueRows | None
     ) -> dict[str, torch.Tensor]:
         """L = CE + lambda * KL (Eq. 10) and its parts; CE is the base model's own loss where it has one."""
-        distill = None
-        if self.distillation is not None and target is not None:
-            assert step.mask is not None
-            distill = InBatchTarget(target.log_q, step.mask, self.distillation.weight, self.distillation.direction)
+        distill = self._distill(step, target)
         own = self.model.base_loss(step.batch, encoded, table)
         if own is None and self.config.ce == "full" and table is not None:
             loss, ce, kd = full_softmax_loss(
@@ -271,35 +350,63 @@ class Trainer:
             first = 0 if self.model.pad_in_softmax else 1
             scores = self.model.score_items(encoded).float() * self.model.logit_scale
             own = F.cross_entropy(scores[:, first:], step.batch.targets - first)
-        logits = self._in_batch_logits(step.batch, encoded, table) if own is None or distill else None
+        in_batch = isinstance(distill, InBatchTarget)
+        logits = self._in_batch_logits(step.items, encoded, table) if own is None or in_batch else None
         if own is None:
             assert logits is not None
             assert step.mask is not None
-            log_popularity = self.log_popularity[step.batch.targets] if self.config.ce == "in-batch-logq" else None
-            own = in_batch_cross_entropy(logits, step.mask, log_popularity=log_popularity)
-        if distill is None or logits is None:
+            log_popularity = self.log_popularity[step.items] if self.config.ce == "in-batch-logq" else None
+            first = step.share.rows.start
+            own = in_batch_cross_entropy(logits, step.mask, log_popularity=log_popularity, first=first)
+        if distill is None:
             return {"loss": own, "ce": own}
+        if isinstance(distill, CatalogueTarget):
+            weighted, kd = self._catalogue_divergence(encoded, table, distill)
+            return {"loss": own + weighted, "ce": own, "kd": kd}
+        assert logits is not None
         log_p = masked_log_softmax(logits, distill.mask)
         kd = distillation_loss(log_p, distill.log_q, direction=distill.direction)
         return {"loss": own + distill.weight * kd, "ce": own, "kd": kd}
 
-    def _in_batch_logits(self, batch: Batch, encoded: torch.Tensor, table: torch.Tensor | None) -> torch.Tensor:
-        """(B, B) scores of the batch's target items, times the model's logit scale."""
-        items = batch.targets
+    def _distill(self, step: Step, target: Target | CatalogueRows | None) -> DistillationTarget | None:
+        if self.distillation is None or target is None:
+            return None
+        weight, direction = self.distillation.weight, self.distillation.direction
+        if isinstance(target, CatalogueRows):
+            return CatalogueTarget(target, target.step, weight, direction)
+        assert step.mask is not None
+        return InBatchTarget(target.log_q, step.mask, weight, direction, step.items)
+
+    def _catalogue_divergence(
+        self, encoded: torch.Tensor, table: torch.Tensor | None, distill: CatalogueTarget
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """lambda * KL and KL over all items, beside a CE that is taken elsewhere."""
+        model = self.model
+        if model.factored:
+            table = model.item_table() if table is None else table
+            loss, _, kd = full_softmax_loss(encoded, table, None, scale=model.logit_scale, distill=distill)
+            return loss, kd
+        side = model.item_side(torch.arange(len(self.tables[0]), device=self.device))
+        kd = unfactored_divergence(lambda block: model.score_side(block, side) * model.logit_scale, encoded, distill)
+        return distill.weight * kd, kd
+
+    def _in_batch_logits(self, items: torch.Tensor, encoded: torch.Tensor, table: torch.Tensor | None) -> torch.Tensor:
+        """(rows, B) scores of the batch's target items (B,), times the model's logit scale."""
         logits = self.model.score_items(encoded, items) if table is None else encoded @ table[items].T
         return logits if self.model.logit_scale == 1.0 else logits * self.model.logit_scale
 
-    def _accumulate(self, parts: dict[str, torch.Tensor], step: Step) -> None:
+    def _accumulate(self, parts: dict[str, torch.Tensor], step: Step) -> dict[str, float]:
+        """Add the parts of the loss to the epoch's; their values."""
         values = {name: float(value.detach()) for name, value in parts.items()}
         if not math.isfinite(values["loss"]) or values["loss"] > EXPLODED:
             raise self._diverged(
                 f"loss {values['loss']} at epoch {self.state.epoch}, step {self.state.step}, batch {step.batch_id} "
                 f"(cross-entropy {values['ce']})"
             )
-        size = len(step.batch)
-        self._add("instances", size)
+        self._add("instances", step.share.size)
         for name, value in values.items():
-            self._add(name, value * size)
+            self._add(name, value * step.share.size)
+        return values
 
     def _diverged(self, what: str) -> TrainingDiverged:
         kept = self.last if self.last.exists() else "none"
@@ -315,12 +422,16 @@ class Trainer:
         row = self._log_row()
         if state.epoch % self.config.validate_every == 0 or last:
             row |= {f"valid_{name}": value for name, value in self.validate().items()}
+            # Decided once: by the first process's metrics.
+            row = self.parallel.from_first(row)
             if row["valid_ndcg@10"] > state.best:
                 state.best, state.best_epoch, state.stale = row["valid_ndcg@10"], state.epoch, 0
                 self._save_best(row)
             elif row["stage"] == FULL:
                 # A curriculum stage leaves data out: only full epochs tell whether training has converged.
                 state.stale += 1
+        self.events.add(self._steps_taken(), {k: v for k, v in row.items() if k not in state.sums})
+        self.keep(row)
         state.rows.append(row)
         state.epoch, state.step, state.sums = state.epoch + 1, 0, {}
         state.finished = last or state.stale >= self.config.patience
@@ -330,7 +441,7 @@ class Trainer:
     def validate(self) -> dict[str, float]:
         """Recall and NDCG on the validation targets, every item ranked."""
         self.model.eval()
-        ranks = rank_targets(self.model, self.domain, "valid", device=self.device)
+        ranks = rank_targets(self.model, self.domain, "valid", device=self.device, parallel=self.parallel)
         return ranking_metrics(ranks.rank)
 
     def _log_row(self) -> dict[str, Any]:
@@ -348,12 +459,20 @@ class Trainer:
         }
 
     def _save_best(self, row: dict[str, Any]) -> None:
-        write_weights(self.best, self.model)
-        write_json(self.folder / "best.json", {"log": row, "identity": self.identity})
+        if self.parallel.first:
+            write_weights(self.best, self.model)
+            write_json(self.folder / "best.json", {"log": row, "identity": self.identity})
 
     def _save_last(self) -> None:
-        save_checkpoint(self.last, self.model, self.optimizer, self.state, self.identity)
-        self._write_state()
+        self.events.flush()
+        others = self.parallel.gather(generator_state())[1:]
+        if self.parallel.first:
+            save_checkpoint(self.last, self.model, self.optimizer, self.state, self.identity, others)
+            self._write_state()
+
+    def _steps_taken(self) -> int:
+        """Steps since the run began, in all epochs."""
+        return int(self.plan.tables.epoch_indptr[self.state.epoch]) + self.state.step
 
     def _require_finite_weights(self) -> None:
         """A finite loss may still leave weights that are not: a checkpoint of them would be no good one."""
@@ -363,6 +482,8 @@ class Trainer:
 
     def _write_state(self) -> None:
         """What people and `ckd` read without opening the checkpoint."""
+        if not self.parallel.first:
+            return
         write_json(self.folder / "last.json", asdict(self.state))
         if not self.state.rows:
             return

@@ -25,6 +25,7 @@ from torch.nn import functional as F
 from ckd.data.atomic import replace_file
 from ckd.data.batch import Batch, Batches
 from ckd.data.domain import SPLITS, Domain, Instances, Split
+from ckd.distill.parallel import ALONE, Parallel
 from ckd.errors import CkdError, DataError
 from ckd.nn.recommender import Recommender
 from ckd.teachers.protocol import Teacher
@@ -85,6 +86,7 @@ def rank_targets(
     mask_history: bool = False,
     item_block: int = 16384,
     model: str = "",
+    parallel: Parallel = ALONE,
 ) -> Ranks:
     """Rank the target of every instance of `split` among all items of the domain, in one pass.
 
@@ -98,6 +100,7 @@ def rank_targets(
         mask_history: leave out all items of the user's past except the target. The published tables do not.
         item_block: items scored at a time.
         model: name of what is evaluated, kept with the ranks.
+        parallel: this process among those that rank together, each some of the batches; all get all ranks.
 
     Raises:
         DataError: the split has no target with a history, or the model was made for another number of items.
@@ -113,17 +116,17 @@ def rank_targets(
     device = torch.device(device) if device is not None else _device_of(recommender)
     order = np.argsort(instances.lengths, kind="stable")
     build = Batches(domain, instances)
-    parts = []
+    found = torch.zeros(len(order), dtype=torch.int64, device=device)
     with _evaluation_mode(recommender), torch.no_grad():
         encode, score = scoring(recommender, domain, device)
-        for start in range(0, len(order), batch_size):
+        for start in range(parallel.rank * batch_size, len(order), parallel.size * batch_size):
             ids = order[start : start + batch_size]
             encoded = encode(build(ids).to(device))
             seen = _seen(domain, instances, ids) if mask_history else None
-            parts.append(_rank_batch(score, encoded, instances.targets[ids], seen, domain.n_items, item_block))
-        found = torch.cat(parts).cpu().numpy()
+            ranks = _rank_batch(score, encoded, instances.targets[ids], seen, domain.n_items, item_block)
+            found[start : start + batch_size] = ranks
     rank = np.empty(len(order), dtype=np.int64)
-    rank[order] = found
+    rank[order] = parallel.sum(found).cpu().numpy()
     failed = np.flatnonzero(rank < 1)
     if len(failed):
         user = domain.user_ids[int(instances.users[failed[0]])]
@@ -156,18 +159,21 @@ def scoring(
 ) -> tuple[Callable[[Batch], torch.Tensor], Score]:
     """How to encode a batch, and how to score a block of items for what came out.
 
-    What can be made once for all batches, the item table, is made here.
+    What can be made once for all batches is made here: the item table, or what a model that does not factor needs of
+    items.
 
     Raises:
         DataError: the model was made for another number of items.
     """
     if isinstance(recommender, Recommender) and not recommender.factored:
         model = recommender
+        ids = torch.split(torch.arange(1, domain.n_items + 1, device=device), ITEM_BATCH)
+        side = torch.cat([model.item_side(part) for part in ids])
 
-        def score_ids(encoded: torch.Tensor, low: int, high: int) -> torch.Tensor:
-            return model.score_items(encoded, torch.arange(low, high, device=device)).float()
+        def score_side(encoded: torch.Tensor, low: int, high: int) -> torch.Tensor:
+            return model.score_side(encoded, side[low - 1 : high - 1]).float()
 
-        return model.encode, score_ids
+        return model.encode, score_side
     if isinstance(recommender, Recommender):
         encode = recommender.encode
         table = recommender.item_table().float()

@@ -73,6 +73,14 @@ class Recommender(nn.Module):
         table = self.item_table()
         return encoded @ (table if items is None else table[items]).T
 
+    def item_side(self, items: torch.Tensor) -> torch.Tensor:
+        """(n, ...) what `score_side` needs of `items` (n,), made once for many calls; by default their numbers."""
+        return items
+
+    def score_side(self, encoded: torch.Tensor, side: torch.Tensor) -> torch.Tensor:
+        """(B, n) scores of the items that these rows of `item_side` are of."""
+        return self.score_items(encoded, side)
+
     def base_loss(self, batch: Batch, encoded: torch.Tensor, table: torch.Tensor | None) -> torch.Tensor | None:
         """The model's own training loss (mean over instances); None means cross-entropy as the run configures it."""
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,12 +10,15 @@ from typing import Any
 
 import torch
 
+from ckd.baselines.hetcomp_parts.kept import RankingRecorder, drop_begun, kept_epochs, kept_every
 from ckd.config import PlanConfig, RunConfig, TrainConfig, parse
 from ckd.data.atomic import write_json
 from ckd.data.domain import Domain
+from ckd.distill import live
 from ckd.distill.checkpoint import require_same_run
+from ckd.distill.events import require_tensorboard
 from ckd.distill.plan import build_plan
-from ckd.distill.trainer import Trainer, pick_device, with_defaults
+from ckd.distill.trainer import Trained, Trainer, pick_device, with_defaults
 from ckd.errors import ConfigError, DataError
 from ckd.evaluation.metrics import ranking_metrics
 from ckd.evaluation.ranks import rank_targets
@@ -43,12 +47,14 @@ class FinetunedTeacher:
         metrics: Recall, NDCG and MRR by split.
         fingerprint: hash over its weights and configuration.
         reused: it was there already, made from the same inputs.
+        rankings: epochs whose ranking lists are kept, for HetComp.
     """
 
     folder: Path
     metrics: dict[str, dict[str, float]]
     fingerprint: str
     reused: bool
+    rankings: tuple[int, ...] = ()
 
 
 def finetune_teacher(
@@ -59,48 +65,63 @@ def finetune_teacher(
     run: str | None = None,
     progress: Progress = silent,
     on_epoch: Callable[[dict[str, Any]], None] | None = None,
+    keep_rankings: int | None = None,
 ) -> FinetunedTeacher:
     """Fine-tune the teacher and keep its best epoch by validation NDCG@10.
 
     A finished run of the same configuration on the same domain is returned as it is; an unfinished one goes on.
 
+    Args:
+        keep_rankings: keep the users' ranking lists of every so many epochs, and of the best, in the teacher's folder
+            for HetComp; none: keep none. The teacher is the same. Of one that does not tell its epochs only the
+            finished teacher's lists are kept.
+
     Raises:
         ConfigError: unknown teacher or key.
-        DataError: the run's folder holds something else.
+        DataError: the run's folder holds something else, or began without keeping the lists that are asked for.
     """
     domain = Domain.load(domain_folder(work, domain_name))
     teacher_class = TEACHERS.get(teacher_name)
     model_config = parse(teacher_class.Config, config.teacher, "teacher")
     train = with_defaults(config.train, getattr(teacher_class, "TRAIN_DEFAULTS", {}))
     pick_device(train.device)
+    require_tensorboard(train)
     folder = teacher_folder(work, domain_name, run or teacher_name)
     identity = {
         "teacher": teacher_name,
         "config": model_config.model_dump(mode="json"),
-        "train": train.model_dump(mode="json", exclude={"device"}),
+        "train": train.identity(),
         "domain": domain.fingerprint,
         "features": named_features(domain, model_config.model_dump()),
         "start": _start_fingerprint(model_config),
         "seed": config.seed,
     }
-    done = _finished(folder, identity)
+    done = _finished(folder, identity, keep_rankings)
     if done is not None:
         return done
     torch.manual_seed(config.seed)
     model = teacher_class.create(model_config, domain)
     _require_trainable(model, teacher_name)
+    keep = RankingRecorder(model, domain, folder, keep_rankings) if keep_rankings is not None else None
+    if keep is None:
+        drop_begun(folder)
+    else:
+        keep.begin()
     folder.mkdir(parents=True, exist_ok=True)
     if isinstance(model, SelfFinetuning):
-        model.finetune(domain, train, config.seed, folder, progress)
+        best_epoch, quality = _self_finetune(model, domain, train, config.seed, folder, progress, keep)
     else:
-        _finetune(model, domain, train, config.seed, folder, identity, progress, on_epoch)
+        trained = _finetune(model, domain, train, config.seed, folder, identity, progress, on_epoch, keep)
+        best_epoch, quality = trained.best_epoch, trained.metrics["ndcg@10"]
     model.save(folder)
+    if keep is not None:
+        keep.finish(teacher_fingerprint(folder), best_epoch, quality)
     metrics = {}
     for split in ("valid", "test"):
         ranks = rank_targets(model, domain, split, device=pick_device(train.device))
         metrics[split] = ranking_metrics(ranks.rank)
     write_json(folder / RESULT, {"identity": identity, "metrics": metrics, "versions": versions()})
-    return FinetunedTeacher(folder, metrics, teacher_fingerprint(folder), reused=False)
+    return FinetunedTeacher(folder, metrics, teacher_fingerprint(folder), reused=False, rankings=kept_epochs(folder))
 
 
 def teacher_fingerprint(folder: Path) -> str:
@@ -138,12 +159,21 @@ def load_result(work: Path, domain: Domain, run: str) -> dict[str, Any]:
     return result
 
 
-def _finished(folder: Path, identity: dict[str, Any]) -> FinetunedTeacher | None:
+def _finished(folder: Path, identity: dict[str, Any], keep_rankings: int | None) -> FinetunedTeacher | None:
     if not (folder / RESULT).exists():
         return None
     result = read_json(folder / RESULT, "Delete the folder to fine-tune again.")
     require_same_run(folder, result["identity"], identity)
-    return FinetunedTeacher(folder, result["metrics"], teacher_fingerprint(folder), reused=True)
+    every = kept_every(folder)
+    if keep_rankings not in (None, every):
+        how = "no ranking lists were kept" if every is None else f"ranking lists were kept every {every} epochs"
+        raise DataError(
+            f"{folder}: a finished teacher of which {how}, not every {keep_rankings}. Give another --run: the same "
+            "settings and seed give the same teacher."
+        )
+    return FinetunedTeacher(
+        folder, result["metrics"], teacher_fingerprint(folder), reused=True, rankings=kept_epochs(folder)
+    )
 
 
 def _require_trainable(model: object, teacher: str) -> None:
@@ -151,6 +181,24 @@ def _require_trainable(model: object, teacher: str) -> None:
         raise ConfigError(
             f"teacher {teacher!r} cannot be fine-tuned: its class is no Recommender and has no finetune()."
         )
+
+
+def _self_finetune(
+    model: SelfFinetuning,
+    domain: Domain,
+    train: TrainConfig,
+    seed: int,
+    folder: Path,
+    progress: Progress,
+    keep: RankingRecorder | None,
+) -> tuple[int, float]:
+    """The teacher's own fine-tuning; returns its NDCG@10 and, where lists are kept, the best epoch."""
+    if keep is None:
+        return 0, model.finetune(domain, train, seed, folder, progress).metric
+    tells: dict[str, Any] = {"keep": keep} if "keep" in inspect.signature(model.finetune).parameters else {}
+    result = model.finetune(domain, train, seed, folder, progress, **tells)
+    best = max(result.rows, key=lambda row: row["ndcg@10"], default={"epoch": 0})
+    return int(best["epoch"]), result.metric
 
 
 def _finetune(
@@ -162,7 +210,8 @@ def _finetune(
     identity: dict[str, Any],
     progress: Progress,
     on_epoch: Callable[[dict[str, Any]], None] | None,
-) -> None:
+    keep: RankingRecorder | None,
+) -> Trained:
     """Cross-entropy over the catalogue, batches composed afresh every epoch."""
     plan_config = PlanConfig(
         batch_size=train.batch_size or PlanConfig().batch_size,
@@ -180,7 +229,8 @@ def _finetune(
         folder,
         identity,
         seed=seed,
-        on_step=lambda epoch, step, steps, rate: progress(step, steps, "step", f"epoch {epoch} · {rate:,.0f} inst/s"),
+        on_step=lambda epoch, step, steps, row: progress(step, steps, "step", live.note(row)),
         on_epoch=on_epoch,
+        keep=keep,
     )
-    trainer.fit()
+    return trainer.fit()

@@ -62,7 +62,7 @@ def pretrain_teacher(
     identity = {
         "teacher": teacher_name,
         "config": model_config.model_dump(mode="json"),
-        "train": train.model_dump(mode="json", exclude={"device"}),
+        "train": train.identity(),
         "domains": {domain.name: domain.fingerprint for domain in domains},
         "features": {domain.name: named_features(domain, model_config.model_dump()) for domain in domains},
         "seed": config.seed,

@@ -3,41 +3,35 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ckd.baselines import model_class
-from ckd.config import DistillConfig, RunConfig, parse
+from ckd.config import RunConfig, parse
 from ckd.data.atomic import write_json
-from ckd.data.batch import Batches
 from ckd.data.domain import Domain
 from ckd.distill.checkpoint import require_same_run
-from ckd.distill.masks import in_batch_mask
-from ckd.distill.plan import Plan
-from ckd.distill.target import TargetBuilder, measure_epsilon
-from ckd.distill.trainer import Distillation, Trained, Trainer, pick_device, with_defaults
-from ckd.errors import ConfigError, DataError, StoreError
+from ckd.distill.events import require_tensorboard
+from ckd.distill.parallel import ALONE, Parallel
+from ckd.distill.trainer import OnStep, Trained, Trainer, pick_device, with_defaults
+from ckd.errors import DataError, StoreError
 from ckd.nn.recommender import Recommender
 from ckd.nn.weights import put_weights, read_weights
-from ckd.pipelines.finetune_teacher import RESULT, load_result
+from ckd.pipelines.distillation import distillation_from
+from ckd.pipelines.finetune_teacher import RESULT
 from ckd.pipelines.plan import load_plan
 from ckd.pipelines.score_binding import open_scores, store_location
 from ckd.pipelines.workspace import domain_folder, read_json, student_folder, teachers_folder, versions
 from ckd.store.location import Location
 from ckd.store.manifest import MANIFEST
-from ckd.store.reader import ScoreReader, ZippedReaders, zip_readers
 from ckd.students import STUDENTS
 
 #: Describes a student's checkpoint, beside it.
 STUDENT_FILE = "student.json"
-
-#: Batches whose scores are looked at to find epsilon from its quantile.
-EPSILON_SAMPLE = 16
 
 
 @dataclass(frozen=True)
@@ -68,8 +62,9 @@ def train_student(
     scores: str | None = None,
     allow_mismatch: bool = False,
     restart: bool = False,
-    on_step: Callable[[int, int, int, float], None] | None = None,
+    on_step: OnStep | None = None,
     on_epoch: Callable[[dict[str, Any]], None] | None = None,
+    parallel: Parallel = ALONE,
 ) -> TrainedStudent:
     """Train a student and keep its best epoch by validation NDCG@10.
 
@@ -82,9 +77,12 @@ def train_student(
         scores: folder or URI below which the stores lie, in place of the work folder.
         allow_mismatch: train on scores made for something else; stamped into the checkpoint.
         restart: discard an unfinished or different run of this name.
+        on_step, on_epoch: as `Trainer`'s.
+        parallel: this process among those that train the student together; all must call this alike. How many they are
+            is not part of the run's identity: one that was interrupted may go on with another number.
 
     Raises:
-        ConfigError: unknown student, teacher weight or key.
+        ConfigError: unknown student, teacher weight or key, or TensorBoard asked for and missing.
         DataError, StoreError: inputs are missing, damaged or do not belong together.
     """
     domain = Domain.load(domain_folder(work, domain_name))
@@ -92,13 +90,14 @@ def train_student(
     student_class = STUDENTS.get(student_name)
     model_config = parse(student_class.Config, config.student, "student")
     train = with_defaults(config.train, student_class.TRAIN_DEFAULTS)
-    pick_device(train.device)
+    pick_device(parallel.device or train.device)
+    require_tensorboard(train)
     folder = student_folder(work, domain_name, run or "-".join([student_name, *teachers]))
     readers = {name: open_scores(work, domain, plan, name, allow_mismatch, scores) for name in teachers}
     identity = {
         "student": student_name,
         "config": model_config.model_dump(mode="json"),
-        "train": train.model_dump(mode="json", exclude={"device"}),
+        "train": train.identity(),
         "domain": domain.fingerprint,
         "plan": plan.fingerprint,
         "seed": config.seed,
@@ -109,24 +108,29 @@ def train_student(
     done = None if restart else finished_run(folder, identity)
     if done is not None:
         return TrainedStudent(folder, done, reused=True, mismatches=identity["mismatches"])
-    distillation = distillation_from(work, domain, plan, readers, config.distill) if readers else None
+    distillation = None
+    if readers:
+        device = parallel.device or train.device
+        distillation = distillation_from(work, domain, plan, readers, config.distill, device)
     torch.manual_seed(config.seed)
     model: Recommender = student_class.create(model_config, domain)
-    if restart and folder.exists():
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(
-        folder / STUDENT_FILE,
-        {
-            "identity": identity,
-            "n_items": domain.n_items,
-            "history_cap": domain.history_cap,
-            "parameters": sum(p.numel() for p in model.parameters()),
-            "epsilon": distillation.target.epsilon if distillation else None,
-            "teacher_weights": distillation.target.weights.tolist() if distillation else None,
-            "versions": versions(),
-        },
-    )
+    described = {
+        "identity": identity,
+        "n_items": domain.n_items,
+        "history_cap": domain.history_cap,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "epsilon": distillation.target.epsilon if distillation else None,
+        "teacher_weights": distillation.target.weights.tolist() if distillation else None,
+        "temperatures": distillation.temperatures if distillation else None,
+        "processes": parallel.size,
+        "versions": versions(),
+    }
+    if parallel.first:
+        if restart and folder.exists():
+            shutil.rmtree(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / STUDENT_FILE, described)
+    parallel.gather(None)  # nobody looks for a checkpoint before a run to be discarded is gone
     trainer = Trainer(
         model,
         domain,
@@ -138,6 +142,7 @@ def train_student(
         seed=config.seed,
         on_step=on_step,
         on_epoch=on_epoch,
+        parallel=parallel,
     )
     return TrainedStudent(folder, trainer.fit(), reused=False, mismatches=identity["mismatches"])
 
@@ -174,7 +179,8 @@ def scored_teachers(work: Path, domain_name: str, plan_id: str | None = None, sc
     found = [run for run, place in places.items() if MANIFEST in Location(place).sizes()]
     if not found:
         raise StoreError(
-            f"{domain_name}: no teacher has scored plan {plan.id}. Run `ckd teacher-score` first, or give --no-distill."
+            f"{domain_name}: no teacher has scored plan {plan.id}. Run `ckd teacher-score` first; "
+            "`ckd train-student --no-distill` needs none."
         )
     return found
 
@@ -189,6 +195,8 @@ def load_student(work: Path, domain: Domain, run: str) -> tuple[Recommender, dic
     remedy = f"Train it: `ckd train-student --domain {domain.name} --run {run}`."
     described = read_json(folder / STUDENT_FILE, remedy)
     identity = described["identity"]
+    if baseline := identity.get("baseline"):
+        remedy = f"Train it: `ckd train-baseline --domain {domain.name} --baseline {baseline} --run {run}`."
     if identity["domain"] != domain.fingerprint:
         raise DataError(
             f"{folder}: trained on content {identity['domain']}, {domain.name} now has {domain.fingerprint}. "
@@ -201,42 +209,3 @@ def load_student(work: Path, domain: Domain, run: str) -> tuple[Recommender, dic
     path = folder / "best.safetensors"
     put_weights(model, read_weights(path), str(path))
     return model.eval(), described
-
-
-def distillation_from(
-    work: Path, domain: Domain, plan: Plan, readers: dict[str, ScoreReader], config: DistillConfig
-) -> Distillation:
-    """The scores and how they become targets, with weights and epsilon resolved to numbers."""
-    scores = zip_readers(list(readers.values()))
-    stored = {name: reader.temperature for name, reader in readers.items()}
-    builder = TargetBuilder(
-        config,
-        list(readers),
-        [_weight(work, domain, name, config) for name in readers],
-        [tau / (config.temperature or tau) for tau in stored.values()],
-        epsilon=config.epsilon or 0.0,
-    )
-    if config.epsilon is None and len(readers) > 2 and config.consistency != "off":
-        builder.epsilon = measure_epsilon(builder, _sample(domain, plan, scores), config.epsilon_quantile)
-    return Distillation(scores, builder, config.weight, config.direction)
-
-
-def _weight(work: Path, domain: Domain, teacher: str, config: DistillConfig) -> float:
-    """The default weight w_k (paper 3.6): the teacher's empirical strength on the validation targets."""
-    if config.weights == "uniform":
-        return 1.0
-    if config.weights == "validation":
-        return float(load_result(work, domain, teacher)["metrics"]["valid"]["ndcg@10"])
-    if teacher not in config.weights:
-        raise ConfigError(f"distill.weights: no weight for teacher {teacher!r}; given: {sorted(config.weights)}.")
-    return config.weights[teacher]
-
-
-def _sample(domain: Domain, plan: Plan, scores: ZippedReaders) -> Iterator[tuple[Sequence[torch.Tensor], torch.Tensor]]:
-    """Scores and masks of batches spread evenly over the plan."""
-    batches = Batches(domain, domain.instances("train"))
-    step = max(1, plan.n_batches // EPSILON_SAMPLE)
-    for batch_id, arrays in islice(scores.stream(range(0, plan.n_batches, step)), EPSILON_SAMPLE):
-        batch = batches(plan.batch(batch_id))
-        mask = torch.from_numpy(in_batch_mask(batch.users.numpy(), batch.targets.numpy()))
-        yield [torch.from_numpy(a) for a in arrays], mask

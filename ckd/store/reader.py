@@ -140,7 +140,7 @@ class ScoreReader:
             codec = self.manifest.header.binding.codec
             raise StoreError(
                 f"{self.location.path(MANIFEST)}: codec {codec} holds in-batch scores, expected codec vectors to score "
-                "against the whole catalogue. Score again with it."
+                "against the whole catalogue. Score again with `ckd teacher-score --codec vectors`."
             )
         return self._source
 
@@ -254,6 +254,32 @@ class ZippedReaders:
     ) -> Stream[list[Float]]:
         """Batch id and each teacher's log-scores; see `ScoreReader.stream`."""
         return Stream(batch_ids, lambda batch_id: self.read(batch_id, dtype), read_ahead, threads)
+
+
+class ZippedVectors(ZippedReaders):
+    """Several teachers' vectors for the same plan, from which they score the whole catalogue.
+
+    Args:
+        readers: one for each teacher, of codec vectors.
+
+    Attributes:
+        items: of each teacher, (n_items + 1, d) float32 item vectors, row 0 padding.
+
+    Raises:
+        StoreError: as `ZippedReaders`, or a store holds matrices.
+    """
+
+    def __init__(self, readers: Sequence[ScoreReader]) -> None:
+        super().__init__(readers)
+        self.items: list[Float] = [reader.vectors.items for reader in self.readers]
+
+    def read(self, batch_id: int, dtype: npt.DTypeLike | None = np.float32) -> list[Float]:
+        """Of each teacher, (rows, d) vectors of the batch's instances over its temperature.
+
+        Their products with `items` are the stored scores over all items, up to a constant in each row.
+        """
+        found = [reader.vectors.batch_users(batch_id) / np.float32(reader.temperature) for reader in self.readers]
+        return found if dtype is None else [users.astype(dtype, copy=False) for users in found]
 
 
 def zip_readers(readers: Sequence[ScoreReader]) -> ZippedReaders:

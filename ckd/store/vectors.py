@@ -187,6 +187,14 @@ class VectorSource:
         instances, _ = self._members(batch_id)
         return self._log_scores(self.users(instances), self.items[1:])
 
+    def batch_users(self, batch_id: int) -> Vectors:
+        """(rows, d) float32 vectors of a batch's instances.
+
+        Raises:
+            StoreError: as in `read`.
+        """
+        return self.users(self._members(batch_id)[0])
+
     def users(self, instances: npt.NDArray[np.integer]) -> Vectors:
         """(n, d) float32 vectors of instances."""
         restored: Vectors = self._codec.restore(self._values[instances], self._scales[instances])

@@ -19,6 +19,11 @@ Similarity = Literal["dot", "cosine"]
 Report = Callable[[int, int | None, str, str], None]
 
 
+#: Receives the row of each finished epoch, with `epoch` from 0 and, where it was validated, `valid_ndcg@10`, while the
+#: teacher holds that epoch's weights and before the checkpoint that counts the epoch is written.
+Keep = Callable[[dict[str, Any]], None]
+
+
 @runtime_checkable
 class Teacher(Protocol):
     """A fine-tuned model that gives one vector per instance and one per item (paper 3.5.2).
@@ -83,6 +88,7 @@ class SelfFinetuning(Protocol):
         """Train on `domain` and leave the teacher holding its best weights by validation NDCG@10.
 
         Goes on from checkpoints in `folder`, with the result of an uninterrupted run; the caller saves the teacher.
+        One that takes `keep: Keep | None = None` besides tells its epochs, see `Keep`.
         """
         ...
 

@@ -32,7 +32,7 @@ from ckd.errors import DataError
 from ckd.nn.evaluating import evaluating
 from ckd.nn.weights import put_weights
 from ckd.teachers.common.folder import INFO, WEIGHTS
-from ckd.teachers.protocol import FinetuneResult, Report, Similarity
+from ckd.teachers.protocol import FinetuneResult, Keep, Report, Similarity
 from ckd.teachers.recformer_parts.config import RecformerConfig, RecformerPretrainConfig, RecformerSizes
 from ckd.teachers.recformer_parts.convert import Start, published_names, read_backbone
 from ckd.teachers.recformer_parts.files import (
@@ -179,11 +179,19 @@ class Recformer(nn.Module):
 
         Pretraining(domains, config, train, seed, folder, progress).run()
 
-    def finetune(self, domain: Domain, train: TrainConfig, seed: int, folder: Path, progress: Report) -> FinetuneResult:
+    def finetune(
+        self,
+        domain: Domain,
+        train: TrainConfig,
+        seed: int,
+        folder: Path,
+        progress: Report,
+        keep: Keep | None = None,
+    ) -> FinetuneResult:
         """Two stages of next-item training; see `recformer_parts.finetune`."""
         from ckd.teachers.recformer_parts.finetune import Finetuning
 
-        return Finetuning(self, domain, train, seed, folder, progress).run()
+        return Finetuning(self, domain, train, seed, folder, progress, keep).run()
 
     @classmethod
     def import_checkpoint(

@@ -13,6 +13,7 @@ import torch
 
 from ckd.config import DistillConfig, PlanConfig, TrainConfig
 from ckd.data.domain import Domain, leave_one_out
+from ckd.distill.parallel import ALONE, Parallel
 from ckd.distill.plan import Plan, build_plan
 from ckd.distill.target import TargetBuilder
 from ckd.distill.trainer import Distillation, Trainer
@@ -84,6 +85,7 @@ def build_trainer(
     model: Recommender | None = None,
     on_step: Any = None,
     on_epoch: Any = None,
+    parallel: Parallel = ALONE,
     **train: Any,
 ) -> Trainer:
     """A trainer of a small student with dropout, with `teachers` teachers of random scores."""
@@ -103,6 +105,7 @@ def build_trainer(
         seed=seed,
         on_step=on_step,
         on_epoch=on_epoch,
+        parallel=parallel,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, Protocol
+from typing import Literal, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -118,6 +118,15 @@ class Difficulty(Protocol):
         ...
 
 
+M = TypeVar("M", bound=Difficulty)
+
+
+def by_teachers(measure: M) -> M:
+    """Marks a measure that sorts by teachers' scores: a plan with it needs them, and any other refuses them."""
+    measure.by_teachers = True  # type: ignore[attr-defined]
+    return measure
+
+
 def require_teachers(samples: Samples, measure: str) -> TeacherScores:
     """The teachers' scores.
 
@@ -127,6 +136,6 @@ def require_teachers(samples: Samples, measure: str) -> TeacherScores:
     if samples.teachers is None:
         raise ConfigError(
             f"plan.difficulty={measure!r}: needs teachers' scores of {samples.domain.name}; score a plan with "
-            "plan.difficulty=none first and name it."
+            "plan.difficulty=none first and name it with --scored-plan."
         )
     return samples.teachers

@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from ckd.distill.difficulty.samples import Samples, require_teachers
+from ckd.distill.difficulty.samples import Samples, by_teachers, require_teachers
 
 
+@by_teachers
 def teacher_loss(samples: Samples) -> npt.NDArray[np.float64]:
     """(n,) in-batch cross-entropy of the teachers, mean over teachers and the sample's instances, in nats.
 

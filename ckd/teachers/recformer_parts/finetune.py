@@ -24,7 +24,7 @@ from ckd.errors import DataError
 from ckd.evaluation.metrics import ranking_metrics
 from ckd.evaluation.ranks import rank_targets
 from ckd.nn.weights import read_weights, write_weights
-from ckd.teachers.protocol import FinetuneResult, Report
+from ckd.teachers.protocol import FinetuneResult, Keep, Report
 from ckd.teachers.recformer_parts.config import RecformerConfig
 from ckd.teachers.recformer_parts.files import BEST, LAST
 from ckd.teachers.recformer_parts.losses import next_item_loss
@@ -44,6 +44,7 @@ class Finetuning:
 
     Args:
         folder: where checkpoints and log go. A run that was cut off goes on after its last whole epoch.
+        keep: told of each epoch, validated or not.
 
     Raises:
         ConfigError: a training setting that this teacher does not have.
@@ -51,7 +52,14 @@ class Finetuning:
     """
 
     def __init__(
-        self, teacher: Recformer, domain: Domain, train: TrainConfig, seed: int, folder: Path, report: Report
+        self,
+        teacher: Recformer,
+        domain: Domain,
+        train: TrainConfig,
+        seed: int,
+        folder: Path,
+        report: Report,
+        keep: Keep | None = None,
     ) -> None:
         refuse_foreign_settings(train)
         assert isinstance(teacher.config, RecformerConfig)
@@ -60,6 +68,7 @@ class Finetuning:
             raise DataError(f"{domain.name}: no validation target with a history to stop by.")
         self.teacher, self.domain, self.train, self.seed = teacher, domain, train, seed
         self.folder, self.report = folder, report
+        self.keep = keep or (lambda _: None)
         self.epochs = train.epochs or teacher.TRAIN_DEFAULTS["epochs"]
         batch_size = train.batch_size or teacher.TRAIN_DEFAULTS["batch_size"]
         self.draws = Draws(domain, self.config.max_items, batch_size, seed)
@@ -71,7 +80,7 @@ class Finetuning:
         self.identity = {
             "teacher": "recformer",
             "config": self.config.model_dump(mode="json"),
-            "train": train.model_dump(mode="json", exclude={"device"}),
+            "train": train.identity(),
             "domain": domain.fingerprint,
             "seed": seed,
         }
@@ -145,6 +154,7 @@ class Finetuning:
         if last_epoch or sums["epochs"] % self.train.validate_every == 0:
             row["ndcg@10"] = self._validate()
             state.rows.append(row)
+        self.keep({"epoch": row["epoch"], "valid_ndcg@10": row.get("ndcg@10")})
         patience = self.train.patience if sums["stage"] == 1 else self.config.patience_two
         if last_epoch or state.stale == patience:
             self._restore()

@@ -119,7 +119,7 @@ class Pretraining:
         self.origin = {
             "domains": {domain.name: domain.fingerprint for domain in domains},
             "seed": seed,
-            "train": train.model_dump(mode="json", exclude={"device"}),
+            "train": train.identity(),
         }
         self.identity = {"teacher": "recformer", "config": config.model_dump(mode="json"), **self.origin}
         self.state = TrainState()

@@ -1,0 +1,51 @@
+"""Progress on a terminal, and silence elsewhere."""
+
+from __future__ import annotations
+
+import io
+import re
+
+import pytest
+from rich.console import Console
+
+from ckd import console
+
+NOTE = "epoch 7 stage 2 · loss 6.2500 (CE 5.0000, KL 0.1250) · dropped unisrec 25%, recformer 3% · 12,346 inst/s"
+
+
+def drawn(monkeypatch: pytest.MonkeyPatch, width: int, terminal: bool = True, shown: bool = True) -> str:
+    """What three steps of an epoch leave on the screen, without colours and movements."""
+    file = io.StringIO()
+    monkeypatch.setattr(console, "err", Console(file=file, force_terminal=terminal, width=width))
+    with console.bars(shown) as bars:
+        for step in range(1, 4):
+            bars(step, 412, "step", NOTE)
+        bars.progress.refresh()
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]|\r", "", file.getvalue())
+
+
+@pytest.mark.parametrize("width", [60, 80, 200])
+def test_a_note_is_shown_whole_beneath_its_bar(monkeypatch: pytest.MonkeyPatch, width: int) -> None:
+    lines = drawn(monkeypatch, width).splitlines()
+    bar = max(number for number, line in enumerate(lines) if "3/412" in line)
+    assert " ".join(" ".join(lines[bar + 1 :]).split()).startswith(NOTE)
+    assert max(map(len, lines[bar + 1 :])) <= width
+
+
+def test_nothing_is_drawn_without_a_terminal_or_by_further_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert drawn(monkeypatch, 80, terminal=False).strip() == ""
+    assert drawn(monkeypatch, 80, shown=False) == ""
+
+
+def test_the_rate_is_of_the_units_since_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(console, "err", Console(file=io.StringIO(), force_terminal=True))
+    rates = []
+    with console.bars() as bars:
+        for step in (1, 2, 6, 1, 3):
+            bars(step, 6, "step")
+            (task,) = bars.progress.tasks
+            rates.append((task.completed, task.fields["rate"]))
+            now[0] += 0.5
+    assert rates == [(1, ""), (2, "2/s"), (6, "5/s"), (1, ""), (3, "4/s")]
