@@ -34,6 +34,14 @@ def finetune_teacher(
     domain: DomainName,
     teacher: Annotated[str, typer.Option(help="A registered teacher.")],
     run: Annotated[str | None, typer.Option(help="Name of the result; without, the teacher's.")] = None,
+    keep_rankings: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Keep the users' ranking lists of every N-th epoch and the best one, for HetComp.",
+        ),
+    ] = None,
     work: Work = WORK,
     config: Config = None,
     override: Override = None,
@@ -46,7 +54,16 @@ def finetune_teacher(
 
     settings = settings_of(config, override, seed)
     with console.bars() as bars:
-        result = finetune(work, domain, teacher, settings, run=run, progress=bars, on_epoch=views.epoch_printer(json))
+        result = finetune(
+            work,
+            domain,
+            teacher,
+            settings,
+            run=run,
+            progress=bars,
+            on_epoch=views.epoch_printer(json),
+            keep_rankings=keep_rankings,
+        )
     views.finetuned(result, json)
 
 

@@ -77,7 +77,8 @@ def write_recbole(
     if name not in MODELS:
         raise ConfigError(f"{name} cannot be exported to RecBole: only {', '.join(sorted(MODELS))} can.")
     recbole_name, settings_of = MODELS[name]
-    train = TrainConfig.model_validate(identity["train"])
+    # What HetComp has trained brings its own settings.
+    train = TrainConfig.model_validate(identity.get("train") or _optimiser(identity["settings"]))
     items = _tokens(domain.item_table[columns.RAW])
     numbers = _write_data(folder / domain.name, domain, items)
     settings = {
@@ -117,6 +118,10 @@ def write_recbole(
         torch.save(checkpoint, partial)
     raw = items == domain.item_table[columns.RAW].to_list()
     return {"model": recbole_name, "tokens": "raw ids" if raw else "item numbers"}
+
+
+def _optimiser(settings: dict[str, Any]) -> dict[str, Any]:
+    return {name: settings[name] for name in ("lr", "weight_decay")}
 
 
 def _sasrec(model: Any) -> dict[str, Any]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import statistics
 import time
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -44,6 +44,20 @@ WARM_UP = 2
 
 
 @dataclass(frozen=True)
+class Latency:
+    """Milliseconds of a request: the median, and the quartiles as what it spreads over."""
+
+    median_ms: float
+    low_ms: float
+    high_ms: float
+
+    @classmethod
+    def of(cls, seconds: Sequence[float]) -> Latency:
+        low, median, high = 1e3 * np.percentile(seconds, (25, 50, 75))
+        return cls(float(median), float(low), float(high))
+
+
+@dataclass(frozen=True)
 class ServingCost:
     """What one run costs.
 
@@ -56,7 +70,7 @@ class ServingCost:
         resident_bytes: what lies ready between requests: weights, buffers, and the items' vectors where these are
             computed.
         peak_bytes: by batch size, the most held at a time by a request, what lies ready included.
-        latency_ms: by batch size, the median time of a request.
+        latency: by batch size, the time of a request.
     """
 
     run: str
@@ -66,7 +80,7 @@ class ServingCost:
     flops: int
     resident_bytes: int
     peak_bytes: dict[int, int]
-    latency_ms: dict[int, float]
+    latency: dict[int, Latency]
 
 
 @dataclass(frozen=True)
@@ -96,15 +110,16 @@ class ServingTable:
 
     def time_ratio(self, row: ServingCost, batch_size: int) -> float:
         """The row's latency over the first row's (Table 5, "Time Cost")."""
-        return row.latency_ms[batch_size] / self.rows[0].latency_ms[batch_size]
+        return row.latency[batch_size].median_ms / self.rows[0].latency[batch_size].median_ms
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, ratios included."""
-        sizes = self.rows[0].latency_ms
+        sizes = self.rows[0].latency
         ratios = [
             {
                 "memory_ratio": {size: self.memory_ratio(row, size) for size in sizes},
                 "time_ratio": {size: self.time_ratio(row, size) for size in sizes},
+                "user_ms": {size: row.latency[size].median_ms / size for size in sizes},
             }
             for row in self.rows
         ]
@@ -121,11 +136,18 @@ def serving_cost(
     device: str = "auto",
     progress: Progress = silent,
 ) -> ServingTable:
-    """Measure requests of the runs, which take turns so that a busy moment hits all of them.
+    """Measure requests of the runs.
 
     A request encodes histories, scores all items for them and picks the best ten. The histories are the domain's test
-    histories, spread evenly over their lengths (of one: the median length), the same for every run. The items' vectors
-    are made beforehand, as when serving. Memory counts tensors, not what the process itself needs.
+    histories, spread evenly over their lengths (of one: the median length), the same for every run. What depends on
+    items alone is made beforehand, as when serving: a teacher encodes its items once.
+
+    Time is that of the wall from the histories as tensors on the device to the best items there, the device waited for
+    at both ends, with torch's present number of threads. The runs take turns, one request each, so that a busy moment
+    hits all of them; the first two rounds of each size do not count. Medians and quartiles are over the rounds.
+
+    Memory counts the bytes of tensors, not what the process itself needs. Operations are those of matrix products, two
+    for each multiplication with its addition; lookups, sums and functions of single numbers are left out.
 
     Args:
         runs: students' and teachers'; the others are compared with the first.
@@ -156,7 +178,7 @@ def serving_cost(
                 progress(done, total, "request", model.run)
     rows = []
     for number, model in enumerate(served):
-        latency = {size: 1e3 * statistics.median(times[number, size]) for size in batches}
+        latency = {size: Latency.of(times[number, size]) for size in batches}
         rows.append(model.cost(one, batches, latency))
     return ServingTable(
         domain=domain.name,
@@ -198,7 +220,7 @@ class _Served:
             self.parameters = sum(weight.numel() for weight in model.parameters())
             self.weights = _distinct_bytes([*model.parameters(), *model.buffers()])
         self.memory = _LiveBytes()
-        with torch.no_grad(), self.memory:
+        with torch.no_grad(), _counted(), self.memory:
             self.encode, self.score = scoring(model, domain, device)
             self.request(one)  # what a model keeps from its first request on is held from here on
 
@@ -215,12 +237,13 @@ class _Served:
         self._wait()
         return time.perf_counter() - began
 
-    def cost(self, one: Batch, batches: Mapping[int, Batch], latency_ms: dict[int, float]) -> ServingCost:
+    def cost(self, one: Batch, batches: Mapping[int, Batch], latency: dict[int, Latency]) -> ServingCost:
         """Everything, given the latencies."""
         ready = self.weights + self.memory.now
-        peaks = {size: ready + self.memory.peak_of(partial(self.request, batch)) for size, batch in batches.items()}
+        with _counted():
+            peaks = {size: ready + self.memory.peak_of(partial(self.request, batch)) for size, batch in batches.items()}
         # A fused attention kernel's operations are not counted on every device; the plain products are.
-        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        with _counted(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
             self.request(one)
         return ServingCost(
             run=self.run,
@@ -230,12 +253,23 @@ class _Served:
             flops=int(counter.get_total_flops()),
             resident_bytes=ready,
             peak_bytes=peaks,
-            latency_ms=latency_ms,
+            latency=latency,
         )
 
     def _wait(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
+
+
+@contextmanager
+def _counted() -> Iterator[None]:
+    """While bytes and operations are counted: oneDNN's own tensors and products would not be."""
+    before = torch.backends.mkldnn.enabled
+    torch.backends.mkldnn.enabled = False  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        torch.backends.mkldnn.enabled = before
 
 
 class _LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]

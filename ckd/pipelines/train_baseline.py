@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,17 +13,20 @@ import torch
 
 from ckd.baselines import BASELINES, model_class
 from ckd.baselines.hetcomp import HetCompConfig, HetCompTrainer
-from ckd.baselines.hetcomp_parts.rankings import RankingLists, choose_checkpoints
+from ckd.baselines.hetcomp_parts.kept import choose_checkpoints, kept_epochs, kept_rankings
+from ckd.baselines.hetcomp_parts.rankings import RankingLists
 from ckd.baselines.recguru import RecGURU, RecGURUConfig
-from ckd.baselines.recguru_parts.training import RecGURUTrainer
+from ckd.baselines.recguru_parts.training import Lengths, RecGURUTrainer
 from ckd.config import RunConfig, parse
 from ckd.data.atomic import write_json
 from ckd.data.domain import Domain
 from ckd.distill.trainer import Trained
-from ckd.errors import ConfigError, did_you_mean
+from ckd.errors import ConfigError, DataError, did_you_mean
 from ckd.nn.recommender import Recommender
+from ckd.pipelines.finetune_teacher import RESULT, load_result, teacher_fingerprint
+from ckd.pipelines.progress import Progress, silent
 from ckd.pipelines.train_student import STUDENT_FILE, finished_run
-from ckd.pipelines.workspace import domain_folder, student_folder, teacher_folder, versions
+from ckd.pipelines.workspace import domain_folder, student_folder, teacher_folder, teachers_folder, versions
 
 OnEpoch = Callable[[dict[str, Any]], None]
 
@@ -50,11 +54,12 @@ class _Fits(Protocol):
 
 @dataclass(frozen=True)
 class _Job:
-    """A baseline with its inputs read: what identifies the run, what is saved, and how to train it."""
+    """A baseline with its inputs read: what identifies the run, its most epochs, and how to make and train it."""
 
     identity: dict[str, Any]
+    epochs: int
     create: Callable[[], Recommender]
-    trainer: Callable[[Recommender, Path], _Fits]
+    trainer: Callable[[Recommender, Path, OnEpoch], _Fits]
 
 
 def train_baseline(
@@ -63,27 +68,29 @@ def train_baseline(
     name: str,
     config: RunConfig,
     *,
-    settings: dict[str, Any] | None = None,
-    student: str = "mf",
+    student: str | None = None,
     teachers: Sequence[str] = (),
     source: str | None = None,
     run: str | None = None,
     restart: bool = False,
+    progress: Progress = silent,
     on_epoch: OnEpoch | None = None,
 ) -> TrainedBaseline:
     """Train a baseline and keep its best epoch by validation.
 
     A finished run of the same inputs is returned as it is; an unfinished one goes on where its last checkpoint is. Of
-    `config` the seed and the device are read and, by HetComp, the student's own keys.
+    `config` the section `baseline` is read, which holds `HetCompConfig`'s or `RecGURUConfig`'s keys, the seed and the
+    device, and by HetComp the section `student`.
 
     Args:
         name: `hetcomp` or `recguru`.
-        settings: the baseline's own keys: `HetCompConfig`'s or `RecGURUConfig`'s.
-        student: what HetComp trains: `mf`, or any student.
+        student: what HetComp trains; none: `mf`, matrix factorisation, as published.
         teachers: runs whose ranking lists HetComp learns from, kept while they were fine-tuned.
         source: the domain that RecGURU shares its encoder with.
         run: name of the run; none: the baseline's name, with the student's and teachers' or the source's.
         restart: discard an unfinished or different run of this name.
+        progress: told of each epoch.
+        on_epoch: called with each finished log row.
 
     Raises:
         ConfigError: unknown baseline, student or key; a baseline without its teachers or source, or with the other's.
@@ -94,28 +101,38 @@ def train_baseline(
     domain = Domain.load(domain_folder(work, domain_name))
     if name == "hetcomp":
         if source is not None or not teachers:
-            raise ConfigError("hetcomp learns from teachers: name at least one teacher's run, and no source domain.")
+            raise ConfigError("hetcomp learns from teachers: name at least one (--teachers), and no source domain.")
         if len(set(teachers)) < len(teachers):
             raise ConfigError(f"hetcomp: teachers {', '.join(teachers)}: each can be named once.")
+        student = student or "mf"
         parts = [name, student, *teachers]
-        job = _hetcomp(work, domain, config, settings or {}, student, teachers, on_epoch)
+        job = _hetcomp(work, domain, config, student, teachers)
     else:
         if source is None or teachers:
-            raise ConfigError("recguru learns from a second domain: name a source domain, and no teachers.")
+            raise ConfigError("recguru learns from a second domain: name a source domain (--source), and no teachers.")
+        if student is not None:
+            raise ConfigError(f"recguru trains a model of its own: leave out the student {student!r}.")
         if source == domain_name:
             raise ConfigError(f"recguru: source {source!r} is the target itself. Name another domain.")
         parts = [name, source]
-        job = _recguru(work, domain, config, settings or {}, source, on_epoch)
-    return _train(job, domain, config.seed, student_folder(work, domain_name, run or "-".join(parts)), restart)
+        job = _recguru(work, domain, config, source)
+
+    def tell(row: dict[str, Any]) -> None:
+        progress(row["epoch"] + 1, job.epochs, "epoch", f"{row['phase']}")
+        if on_epoch is not None:
+            on_epoch(row)
+
+    folder = student_folder(work, domain_name, run or "-".join(parts))
+    return _train(job, domain, config.seed, folder, restart, tell)
 
 
-def _train(job: _Job, domain: Domain, seed: int, folder: Path, restart: bool) -> TrainedBaseline:
+def _train(job: _Job, domain: Domain, seed: int, folder: Path, restart: bool, on_epoch: OnEpoch) -> TrainedBaseline:
     done = None if restart else finished_run(folder, job.identity)
     if done is not None:
         return TrainedBaseline(folder, done, reused=True)
     torch.manual_seed(seed)
     model = job.create()
-    trainer = job.trainer(model, folder)
+    trainer = job.trainer(model, folder, on_epoch)
     if restart and folder.exists():
         shutil.rmtree(folder)
     described = {
@@ -129,21 +146,28 @@ def _train(job: _Job, domain: Domain, seed: int, folder: Path, restart: bool) ->
     return TrainedBaseline(folder, trainer.fit(), reused=False)
 
 
-def _hetcomp(
-    work: Path,
-    domain: Domain,
-    config: RunConfig,
-    settings: dict[str, Any],
-    student: str,
-    teachers: Sequence[str],
-    on_epoch: OnEpoch | None,
-) -> _Job:
-    own = parse(HetCompConfig, settings, "hetcomp")
+def listed_teachers(work: Path, domain_name: str) -> list[str]:
+    """Runs of teachers that have kept ranking lists, sorted.
+
+    Raises:
+        DataError: no such domain, or nobody has kept any.
+    """
+    Domain.load(domain_folder(work, domain_name))
+    folders = [path.parent for path in teachers_folder(work, domain_name).glob(f"*/{RESULT}")]
+    found = sorted(folder.name for folder in folders if kept_epochs(folder))
+    if not found:
+        raise DataError(
+            f"{domain_name}: no teacher has kept ranking lists. Run `ckd finetune-teacher --domain {domain_name} "
+            "--teacher NAME --keep-rankings 1` first."
+        )
+    return found
+
+
+def _hetcomp(work: Path, domain: Domain, config: RunConfig, student: str, teachers: Sequence[str]) -> _Job:
+    own = parse(HetCompConfig, config.baseline, "baseline")
     student_class = model_class(student)
     student_config = parse(student_class.Config, config.student, "student")
-    chosen = {
-        run: choose_checkpoints(teacher_folder(work, domain.name, run), domain, own.checkpoints) for run in teachers
-    }
+    chosen = {run: choose_checkpoints(_kept(work, domain, run), own.checkpoints) for run in teachers}
     identity = {
         "baseline": "hetcomp",
         "settings": own.model_dump(mode="json"),
@@ -155,8 +179,9 @@ def _hetcomp(
     }
     return _Job(
         identity,
-        lambda: student_class.create(student_config, domain),
-        lambda model, folder: HetCompTrainer(
+        own.epochs,
+        partial(student_class.create, student_config, domain),
+        lambda model, folder, on_epoch: HetCompTrainer(
             model,
             domain,
             [[lists.items for lists in moments] for moments in chosen.values()],
@@ -170,14 +195,18 @@ def _hetcomp(
     )
 
 
+def _kept(work: Path, domain: Domain, run: str) -> list[RankingLists]:
+    load_result(work, domain, run)
+    folder = teacher_folder(work, domain.name, run)
+    return kept_rankings(folder, domain, teacher_fingerprint(folder))
+
+
 def _describe(lists: RankingLists) -> dict[str, Any]:
     return {"epoch": lists.epoch, "quality": lists.quality, "content": lists.content}
 
 
-def _recguru(
-    work: Path, domain: Domain, config: RunConfig, settings: dict[str, Any], source: str, on_epoch: OnEpoch | None
-) -> _Job:
-    own = parse(RecGURUConfig, settings, "recguru")
+def _recguru(work: Path, domain: Domain, config: RunConfig, source: str) -> _Job:
+    own = parse(RecGURUConfig, config.baseline, "baseline")
     other = Domain.load(domain_folder(work, source))
     identity = {
         "baseline": "recguru",
@@ -188,8 +217,8 @@ def _recguru(
         "seed": config.seed,
     }
 
-    def trainer(model: Recommender, folder: Path) -> RecGURUTrainer:
+    def trainer(model: Recommender, folder: Path, on_epoch: OnEpoch) -> RecGURUTrainer:
         assert isinstance(model, RecGURU)
         return RecGURUTrainer(model, domain, other, own, folder, identity, config.seed, config.train.device, on_epoch)
 
-    return _Job(identity, lambda: RecGURU.create(own, domain), trainer)
+    return _Job(identity, Lengths.of(own).total, partial(RecGURU.create, own, domain), trainer)

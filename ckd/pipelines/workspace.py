@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import platform
+import re
+from contextlib import suppress
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -49,6 +53,10 @@ def student_folder(work: Path, domain: str, run: str) -> Path:
     return students_folder(work, domain) / file_name("run", run)
 
 
+def tune_folder(work: Path, domain: str, name: str) -> Path:
+    return work / "tune" / domain / file_name("search", name)
+
+
 def named_features(domain: Domain, config: dict[str, Any]) -> dict[str, str]:
     """Fingerprints of those of a saved domain's features that a configuration names: what a model of it depends on."""
     assert domain.folder is not None
@@ -58,13 +66,31 @@ def named_features(domain: Domain, config: dict[str, Any]) -> dict[str, str]:
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python, the machine and the packages that a result depends on."""
-    found = {"python": platform.python_version(), "machine": f"{platform.system()} {platform.machine()}"}
+    """Versions of Python and the packages that a result depends on, and what machine they ran on."""
+    found = {"python": platform.python_version(), **machine()}
     for name in RECORDED:
         try:
             found[name] = version(name)
         except PackageNotFoundError:
             continue
+    return found
+
+
+@cache
+def machine() -> dict[str, str]:
+    """System, processor, usable cores, memory and GPUs of this machine; what it does not tell is left out."""
+    found = {"machine": f"{platform.system()} {platform.machine()}", "cpu": platform.processor() or platform.machine()}
+    with suppress(OSError):
+        if name := re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE):
+            found["cpu"] = name[1]
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    found["cores"] = str(usable or 1)
+    with suppress(AttributeError, OSError, ValueError):
+        found["memory"] = f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f} GiB"
+    import torch
+
+    if torch.cuda.is_available():
+        found["gpu"] = ", ".join(torch.cuda.get_device_name(n) for n in range(torch.cuda.device_count()))
     return found
 
 

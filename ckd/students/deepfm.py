@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Annotated
 
@@ -11,13 +12,14 @@ from torch import nn
 from torch.nn import functional as F
 
 from ckd.nn.dropout import Dropout
-from ckd.students.common.fields import Fields, Values
+from ckd.students.common.fields import Fields, Side, Values
 from ckd.students.common.item_fields import ItemFields
 from ckd.students.common.negatives import NegativeSampler
 from ckd.students.fm import FM, FMConfig, initialise
 
-#: Hidden units of pairs that are held at a time while scoring every item, as a number of elements: 64 MiB in float32.
-BLOCK_ELEMENTS = 1 << 24
+#: Pairs whose hidden units are held at a time: on a CPU few enough for its cache, on other devices many enough to fill
+#: them.
+CPU_PAIRS, DEVICE_PAIRS = 1 << 12, 1 << 17
 
 
 class DeepFMConfig(FMConfig):
@@ -50,12 +52,18 @@ class MLP(nn.Module):
         """(..., last size) from the (..., first size) outputs of the first linear layer."""
         return self.mlp_layers[2:](x)
 
+    @property
+    def later(self) -> list[nn.Linear]:
+        """The layers behind the first."""
+        return [layer for layer in self.mlp_layers[2:] if isinstance(layer, nn.Linear)]
+
 
 class DeepFM(FM):
     """DeepFM as RecBole ships it; parameter names are RecBole's.
 
-    The network's first layer is linear in the fields, so it is computed once for each user and each item, and only what
-    follows for each pair. The score does not factor: `encode` returns FM's vector of the user and the user's fields.
+    The network's first layer is linear in the fields, so it is computed once for each user and each item (`item_side`,
+    which serving keeps), and only what follows for each pair, a block of pairs at a time. The score does not factor:
+    `encode` returns FM's vector of the user and the user's fields.
     When many pairs are scored in training, the dropout on the fields is drawn once for each user and each item.
 
     Args:
@@ -97,15 +105,57 @@ class DeepFM(FM):
         return torch.cat([total, torch.ones_like(own), own, vectors.flatten(1)], dim=1)
 
     def score_items(self, encoded: torch.Tensor, items: torch.Tensor | None = None) -> torch.Tensor:
-        users, items_ = self._sides(encoded), self._sides(self.item_vectors(self.item_values(items)))
-        layer = self.mlp_layers.first
-        weight = layer.weight.view(len(layer.weight), len(self.fields), -1)
-        drop = self.mlp_layers.mlp_layers[0]
-        user = F.linear(drop(users[1]), weight[:, self.fields.positions("user")].flatten(1), layer.bias)
-        item = F.linear(drop(items_[1]), weight[:, self.fields.positions("item")].flatten(1))
-        step = max(1, BLOCK_ELEMENTS // (len(item) * max(self.config.mlp_sizes)))
-        deep = [self._deep(part[:, None] + item) for part in torch.split(user, step)]
-        return users[0] @ items_[0].T + torch.cat(deep)
+        return self._score(self._user_side(encoded), self.item_side(items))
+
+    def score_side(self, encoded: torch.Tensor, side: torch.Tensor) -> torch.Tensor:
+        return self._score(self._user_side(encoded), side)
+
+    def item_side(self, items: torch.Tensor | None = None) -> torch.Tensor:
+        """(n, D + 2 + H) FM's item vectors, and the items' share of the first layer's outputs."""
+        fm, fields = self._sides(self.item_vectors(self.item_values(items)))
+        return torch.cat([fm, F.linear(self._drop(fields), self._first_weight("item"))], dim=1)
+
+    def _user_side(self, encoded: torch.Tensor) -> torch.Tensor:
+        """(B, D + 2 + H) the same of users, the first layer's bias included."""
+        fm, fields = self._sides(encoded)
+        share = F.linear(self._drop(fields), self._first_weight("user"), self.mlp_layers.first.bias)
+        return torch.cat([fm, share], dim=1)
+
+    def _score(self, users: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
+        """(B, n) scores of all pairs; the network sees a block of pairs at a time."""
+        (fm_users, users), (fm_items, items) = self._sides(users), self._sides(items)
+        pairs = CPU_PAIRS if users.device.type == "cpu" else DEVICE_PAIRS
+        blocks = torch.chunk(items, -(-len(items) // pairs))
+        step = max(1, pairs // len(blocks[0]))
+        deep = self._deep_without_gradient() if self._plain(users) else self._deep
+        rows = [torch.cat([deep(part[:, None] + block) for block in blocks], 1) for part in torch.split(users, step)]
+        return fm_users @ fm_items.T + torch.cat(rows)
+
+    def _plain(self, users: torch.Tensor) -> bool:
+        """Whether oneDNN's own linear layers can be used: they know no gradient, and float32 alone."""
+        return (
+            not (torch.is_grad_enabled() or self.training)
+            and users.device.type == "cpu"
+            and users.dtype == torch.float32
+            and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+            and bool(torch.backends.mkldnn.enabled)
+        )
+
+    def _deep_without_gradient(self) -> Callable[[torch.Tensor], torch.Tensor]:
+        """`_deep` by oneDNN, which on many processors multiplies faster than torch's default library does."""
+        layers = [(layer.weight.to_mkldnn(), layer.bias.to_mkldnn()) for layer in self.mlp_layers.later]
+        last = self.deep_predict_layer
+
+        def deep(first: torch.Tensor) -> torch.Tensor:
+            x = first.relu_().flatten(0, 1)
+            if layers:
+                x = x.to_mkldnn()
+                for weight, bias in layers:
+                    x = F.linear(x, weight, bias).relu_()
+                x = x.to_dense()
+            return torch.addmv(last.bias.expand(len(x)), x, last.weight[0]).view(first.shape[:2])
+
+        return deep
 
     def pair_logits(self, encoded: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
         return self.logits(encoded, self.item_vectors(self.item_values(items)))
@@ -125,6 +175,15 @@ class DeepFM(FM):
         """FM's part of a vector, and the fields."""
         size = self.config.embedding_size + 2
         return vectors[:, :size], vectors[:, size:]
+
+    def _drop(self, fields: torch.Tensor) -> torch.Tensor:
+        dropped: torch.Tensor = self.mlp_layers.mlp_layers[0](fields)
+        return dropped
+
+    def _first_weight(self, side: Side) -> torch.Tensor:
+        """(H, F * D) what the first layer's weight has for the fields of a side."""
+        weight = self.mlp_layers.first.weight
+        return weight.view(len(weight), len(self.fields), -1)[:, self.fields.positions(side)].flatten(1)
 
     def _deep(self, first: torch.Tensor) -> torch.Tensor:
         """(...) the network's logit from the (..., size) outputs of its first linear layer."""

@@ -21,19 +21,15 @@ from ckd.baselines.hetcomp_parts.knowledge import Curriculum, importance, list_n
 from ckd.baselines.hetcomp_parts.losses import clamp_scores, overall_loss, rank_loss
 from ckd.baselines.hetcomp_parts.rankings import (
     RankingLists,
-    RankingRecorder,
-    choose_checkpoints,
+    _first,
     list_length,
     load_rankings,
     ranking_lists,
     save_rankings,
 )
 from ckd.baselines.mf import MF, MFConfig
-from ckd.config import PlanConfig, TrainConfig
 from ckd.data.batch import Batches
 from ckd.data.domain import Domain
-from ckd.distill.plan import build_plan
-from ckd.distill.trainer import Trainer
 from ckd.errors import ConfigError, DataError
 from ckd.nn.recommender import Recommender
 from ckd.students.sasrec import SASRec, SASRecConfig
@@ -300,57 +296,30 @@ def test_lists_of_a_model_that_diverged_are_refused(domain) -> None:
         ranking_lists(model, domain, 12)
 
 
-def fine_tune(domain: Domain, folder: Path, every: int | None) -> bytes:
-    """A short training, with lists kept or without; returns the weights."""
-    model = sasrec(domain)
-    recorder = RankingRecorder(model, domain, folder, every, 12) if every else None
-    config = TrainConfig(epochs=4, device="cpu", validate_every=2)
-    plan = build_plan(domain, PlanConfig(batch_size=64, buckets=1, difficulty="none", epochs=4), 0)
-    Trainer(model, domain, plan, config, folder, {}, on_epoch=recorder).fit()
-    return (folder / "best.safetensors").read_bytes()
+def save(domain: Domain, folder: Path, epoch: int = 0) -> Path:
+    path = folder / f"rankings-{epoch:05d}.parquet"
+    items = np.full((domain.n_users, 12), epoch + 1, dtype=np.int32)
+    save_rankings(RankingLists(items, domain.fingerprint, epoch, 0.1), path)
+    return path
 
 
-def test_a_recorder_keeps_lists_and_changes_nothing_else(domain, tmp_path) -> None:
-    assert fine_tune(domain, tmp_path / "kept", 1) == fine_tune(domain, tmp_path / "plain", None)
-    kept = [load_rankings(path, domain) for path in sorted((tmp_path / "kept").glob("rankings-*.parquet"))]
-    assert [lists.epoch for lists in kept] == [0, 1, 2, 3]
-    assert [lists.quality is not None for lists in kept] == [True, False, True, True]
-    assert len({lists.content for lists in kept}) > 1
-    fine_tune(domain, tmp_path / "sparse", 3)
-    assert sorted(path.name for path in (tmp_path / "sparse").glob("rank*")) == [
-        "rankings-00000.parquet",
-        "rankings-00003.parquet",
-    ]
-    with pytest.raises(ConfigError, match="every=0"):
-        RankingRecorder(sasrec(domain), domain, tmp_path, 0)
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 5), st.integers(10, 30), st.integers(1, 12), st.integers(0, 10**6))
+def test_the_first_of_a_list_are_those_of_a_stable_sort(rows: int, items: int, levels: int, seed: int) -> None:
+    scores = torch.from_numpy(np.random.default_rng(seed).integers(0, levels, (rows, items)).astype(np.float32))
+    expected = scores.sort(dim=1, descending=True, stable=True).indices[:, :10]
+    assert torch.equal(_first(scores, 10), expected)
 
 
-def keep(domain: Domain, folder: Path, qualities: dict[int, float | None]) -> None:
-    for epoch, quality in qualities.items():
-        items = np.full((domain.n_users, 12), epoch + 1, dtype=np.int32)
-        save_rankings(RankingLists(items, domain.fingerprint, epoch, quality), folder / f"rankings-{epoch:05d}.parquet")
+def test_few_users_at_a_time_are_listed_alike(domain, monkeypatch) -> None:
+    model = mf(domain)
+    expected = ranking_lists(model, domain, 12)
+    monkeypatch.setattr("ckd.baselines.hetcomp_parts.rankings.SCORES", 7 * domain.n_items)
+    assert np.array_equal(ranking_lists(model, domain, 12), expected)
 
 
-def test_checkpoints_are_spread_from_the_first_to_the_best(domain, tmp_path) -> None:
-    keep(domain, tmp_path, {epoch: 0.5 - abs(epoch - 6) / 100 for epoch in range(10)})
-    chosen = [lists.epoch for lists in choose_checkpoints(tmp_path, domain, 4)]
-    assert chosen == [0, 2, 4, 6]
-    assert [lists.epoch for lists in choose_checkpoints(tmp_path, domain, 1)] == [6]
-    assert [lists.epoch for lists in choose_checkpoints(tmp_path, domain, 50)] == list(range(7))
-
-
-def test_checkpoints_without_validation_end_with_the_last(domain, tmp_path) -> None:
-    keep(domain, tmp_path, {1: None, 3: None})
-    assert [lists.epoch for lists in choose_checkpoints(tmp_path, domain)] == [1, 3]
-
-
-def test_rankings_that_cannot_be_used_are_refused(domain, tmp_path) -> None:
-    with pytest.raises(DataError, match="no ranking lists"):
-        choose_checkpoints(tmp_path, domain)
-    keep(domain, tmp_path, {0: 0.1})
-    path = tmp_path / "rankings-00000.parquet"
-    with pytest.raises(ConfigError, match="count=0"):
-        choose_checkpoints(tmp_path, domain, 0)
+def test_rankings_that_cannot_be_read_are_refused(domain, tmp_path) -> None:
+    path = save(domain, tmp_path)
     with pytest.raises(DataError, match="lists of a domain with fingerprint"):
         load_rankings(path, replace(domain, history_cap=7))
     with pytest.raises(DataError, match="no such file"):

@@ -8,19 +8,21 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
+import yaml
 
 from ckd.baselines import model_class
-from ckd.baselines.hetcomp_parts.rankings import RankingRecorder, choose_checkpoints
-from ckd.config import PlanConfig, RunConfig, TrainConfig, parse
+from ckd.baselines.hetcomp_parts.kept import choose_checkpoints, kept_rankings
+from ckd.config import RunConfig, parse
 from ckd.data.domain import Domain
-from ckd.distill.plan import build_plan
-from ckd.distill.trainer import Trainer
 from ckd.errors import ConfigError, DataError
 from ckd.nn.recommender import Recommender
 from ckd.pipelines.evaluate import evaluate
-from ckd.pipelines.train_baseline import TrainedBaseline, train_baseline
+from ckd.pipelines.export import export_student
+from ckd.pipelines.finetune_teacher import finetune_teacher, teacher_fingerprint
+from ckd.pipelines.recommend import recommend
+from ckd.pipelines.train_baseline import TrainedBaseline, listed_teachers, train_baseline
+from ckd.pipelines.train_student import load_student
 from ckd.pipelines.workspace import teacher_folder
-from ckd.students.sasrec import SASRec, SASRecConfig
 from ckd.testing.student_contract import StudentContract
 
 CONFIG = RunConfig.model_validate({"seed": 3, "train": {"device": "cpu"}})
@@ -83,16 +85,16 @@ del BaselineModel, StudentContract
 
 
 @pytest.fixture(scope="module")
-def work(tmp_path_factory: pytest.TempPathFactory, tiny: dict[str, Domain]) -> Path:
-    """Saved domains, and a fine-tuned teacher's ranking lists on the target."""
+def work(
+    tmp_path_factory: pytest.TempPathFactory, tiny: dict[str, Domain], small: RunConfig, bag_of_words: Any
+) -> Path:
+    """Saved domains, and two teachers that kept ranking lists and one that did not."""
     folder = tmp_path_factory.mktemp("baselines")
     *_, target = [domain.save(folder / "domains" / name) for name, domain in tiny.items()]
-    torch.manual_seed(0)
-    model = SASRec.create(SASRecConfig(**SIZES), target)
-    place = teacher_folder(folder, target.name, "teacher")
-    plan = build_plan(target, PlanConfig(batch_size=64, buckets=1, difficulty="none", epochs=2), 0)
-    recorder = RankingRecorder(model, target, place, length=12)
-    Trainer(model, target, plan, TrainConfig(epochs=2, device="cpu"), place, {}, on_epoch=recorder).fit()
+    bag_of_words(target)
+    for seed, (run, keep) in enumerate({"teacher": 1, "other": 2, "silent": None}.items()):
+        config = small.model_copy(update={"seed": seed})
+        finetune_teacher(folder, target.name, "unisrec", config, run=run, keep_rankings=keep)
     return folder
 
 
@@ -104,13 +106,13 @@ def names(tiny: dict[str, Domain]) -> tuple[str, str]:
 
 
 def hetcomp(work: Path, names: tuple[str, str], config: RunConfig = CONFIG, **options: Any) -> TrainedBaseline:
-    options = {"settings": HETCOMP, "teachers": ["teacher"], **options}
-    return train_baseline(work, names[0], "hetcomp", config, **options)
+    config = config.model_copy(update={"baseline": options.pop("settings", HETCOMP)})
+    return train_baseline(work, names[0], "hetcomp", config, **{"teachers": ["teacher"], **options})
 
 
 def recguru(work: Path, names: tuple[str, str], **options: Any) -> TrainedBaseline:
-    options = {"settings": RECGURU, "source": names[1], **options}
-    return train_baseline(work, names[0], "recguru", CONFIG, **options)
+    config = CONFIG.model_copy(update={"baseline": options.pop("settings", RECGURU)})
+    return train_baseline(work, names[0], "recguru", config, **{"source": names[1], **options})
 
 
 def test_hetcomp_teaches_a_student_that_loads_as_any_other(work, names) -> None:
@@ -122,7 +124,8 @@ def test_hetcomp_teaches_a_student_that_loads_as_any_other(work, names) -> None:
     described = json.loads((done.folder / "student.json").read_text())
     assert described["identity"]["baseline"] == "hetcomp"
     domain = Domain.load(work / "domains" / names[0])
-    chosen = choose_checkpoints(teacher_folder(work, names[0], "teacher"), domain, HETCOMP["checkpoints"])
+    folder = teacher_folder(work, names[0], "teacher")
+    chosen = choose_checkpoints(kept_rankings(folder, domain, teacher_fingerprint(folder)), HETCOMP["checkpoints"])
     assert [each["content"] for each in described["identity"]["teachers"]["teacher"]] == [c.content for c in chosen]
 
 
@@ -150,13 +153,63 @@ def test_a_finished_run_is_reused_and_a_different_one_refused(work, names, train
     assert restarted.trained.metrics == first.trained.metrics
 
 
+def test_hetcomp_learns_from_several_teachers(work, names) -> None:
+    assert listed_teachers(work, names[0]) == ["other", "teacher"]
+    told: list[tuple[Any, ...]] = []
+    done = hetcomp(work, names, teachers=["other", "teacher"], progress=lambda *a: told.append(a))
+    assert done.folder.name == "hetcomp-mf-other-teacher"
+    assert [(at, total, unit) for at, total, unit, _ in told] == [(n, 3, "epoch") for n in range(1, 4)]
+    alone = hetcomp(work, names)
+    one, other = ((each.folder / "best.safetensors").read_bytes() for each in (done, alone))
+    assert one != other
+
+
+def test_a_baseline_serves_and_is_exported_where_it_can_be(work, names, tmp_path) -> None:
+    pytest.importorskip("onnxruntime", reason="the extra `onnx` is not installed")
+    target, domain = names[0], Domain.load(work / "domains" / names[0])
+    config = CONFIG.model_copy(update={"student": SIZES})
+    student = hetcomp(work, names, config, student="sasrec").folder.name
+    item, user = domain.item_table["raw_id"][0], domain.user_ids[0]
+    for run in (student, recguru(work, names).folder.name):
+        (line,) = recommend(work, target, run, [json.dumps({"history": [item]})], k=3, device="cpu")
+        assert len(json.loads(line)["items"]) == 3
+    mf = hetcomp(work, names).folder.name
+    (line,) = recommend(work, target, mf, [json.dumps({"user": user})], k=3, device="cpu")
+    assert len(json.loads(line)["items"]) == 3
+    with pytest.raises(DataError, match="no user, and hetcomp-mf-teacher scores for the users it was trained on alone"):
+        list(recommend(work, target, mf, [json.dumps({"history": [item]})], device="cpu"))
+    done = export_student(work, target, student, "recbole", tmp_path / "recbole")
+    settings = yaml.safe_load((done.folder / "recbole.yaml").read_text())
+    assert (settings["learning_rate"], settings["weight_decay"]) == (1e-3, 1e-5)
+    onnx = export_student(work, target, "recguru-" + names[1], "onnx", tmp_path / "onnx")
+    assert onnx.about["difference"] <= 1e-5
+    with pytest.raises(ConfigError, match="mf cannot be exported to ONNX: it scores for users by number"):
+        export_student(work, target, mf, "onnx", tmp_path / "no")
+    for run, model in ((mf, "mf"), ("recguru-" + names[1], "recguru")):
+        with pytest.raises(ConfigError, match=f"{model} cannot be exported to RecBole: only bert4rec, gru4rec, sasrec"):
+            export_student(work, target, run, "recbole", tmp_path / "no")
+
+
+def test_an_unfinished_baseline_says_how_to_go_on(work, names) -> None:
+    def stop(_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        hetcomp(work, names, run="broken", on_epoch=stop)
+    domain = Domain.load(work / "domains" / names[0])
+    with pytest.raises(DataError, match=r"not finished\. Train it: `ckd train-baseline .*--baseline hetcomp --run bro"):
+        load_student(work, domain, "broken")
+    done, whole = hetcomp(work, names, run="broken"), hetcomp(work, names)
+    assert (done.folder / "best.safetensors").read_bytes() == (whole.folder / "best.safetensors").read_bytes()
+
+
 def test_bad_input_to_the_pipeline(work, names) -> None:
     target, source = names
     with pytest.raises(ConfigError, match=r"unknown baseline 'hetcom'. Did you mean 'hetcomp'\?"):
         train_baseline(work, target, "hetcom", CONFIG)
-    with pytest.raises(ConfigError, match="at least one teacher"):
+    with pytest.raises(ConfigError, match="name at least one"):
         hetcomp(work, names, teachers=[])
-    with pytest.raises(ConfigError, match="at least one teacher"):
+    with pytest.raises(ConfigError, match="name at least one"):
         hetcomp(work, names, source=source)
     with pytest.raises(ConfigError, match="each can be named once"):
         hetcomp(work, names, teachers=["teacher", "teacher"])
@@ -170,7 +223,13 @@ def test_bad_input_to_the_pipeline(work, names) -> None:
         hetcomp(work, names, settings={"epoch": 1})
     with pytest.raises(ConfigError, match="unknown student 'nobody'"):
         hetcomp(work, names, student="nobody")
-    with pytest.raises(DataError, match="no ranking lists"):
+    with pytest.raises(DataError, match=r"nobody/result\.json: no such file\. Run `ckd finetune-teacher"):
         hetcomp(work, names, teachers=["nobody"])
+    with pytest.raises(DataError, match=r"silent: no ranking lists kept\. Fine-tune it with .*--keep-rankings 1"):
+        hetcomp(work, names, teachers=["teacher", "silent"])
+    with pytest.raises(DataError, match=r"no teacher has kept ranking lists\. Run `ckd finetune-teacher"):
+        listed_teachers(work, source)
+    with pytest.raises(ConfigError, match="recguru trains a model of its own: leave out the student 'sasrec'"):
+        recguru(work, names, student="sasrec")
     with pytest.raises(DataError, match="no prepared domain"):
         recguru(work, names, source="nowhere")

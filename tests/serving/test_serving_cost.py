@@ -41,12 +41,16 @@ def test_a_distilled_student_costs_what_its_base_costs(studio: Any) -> None:
     assert (base.kind, base.model, teacher.kind, teacher.model) == ("student", "sasrec", "teacher", "unisrec")
     for key in ("parameters", "flops", "resident_bytes", "peak_bytes"):
         assert getattr(base, key) == getattr(distilled, key)
-    assert all(row.latency_ms.keys() == {1, 8} and min(row.latency_ms.values()) > 0 for row in found.rows)
+    for row in found.rows:
+        assert row.latency.keys() == {1, 8}
+        assert all(0 < each.low_ms <= each.median_ms <= each.high_ms for each in row.latency.values())
     assert found.memory_ratio(distilled, 8) == found.memory_ratio(base, 8) == found.time_ratio(base, 1) == 1.0
     # It holds the items' texts besides.
     assert found.memory_ratio(teacher, 8) > 1
     assert seen == [(done, 24) for done in range(1, 25)]
-    assert json.loads(json.dumps(found.as_dict()))["rows"][1]["memory_ratio"] == {"1": 1.0, "8": 1.0}
+    values = json.loads(json.dumps(found.as_dict()))["rows"][1]
+    assert values["memory_ratio"] == {"1": 1.0, "8": 1.0}
+    assert values["user_ms"]["8"] == pytest.approx(values["latency"]["8"]["median_ms"] / 8)
 
 
 def test_every_student_can_be_measured(serving: Serving) -> None:
@@ -110,10 +114,23 @@ def test_wrong_requests_are_refused(serving: Serving, tmp_path: Path) -> None:
 
 def test_ratios_are_over_the_first_row() -> None:
     def row(run: str, peak: int, latency: float) -> room.ServingCost:
-        return room.ServingCost(run, "student", "sasrec", 1, 1, 1, {1: peak}, {1: latency})
+        return room.ServingCost(run, "student", "sasrec", 1, 1, 1, {1: peak}, {1: room.Latency.of([latency])})
 
     table = ServingTable("d", 3, "cpu", 1, 1, {}, (row("a", 10, 2.0), row("b", 35, 1.0)))
     assert (table.memory_ratio(table.rows[1], 1), table.time_ratio(table.rows[1], 1)) == (3.5, 0.5)
+
+
+def test_latency_is_the_median_and_the_quartiles() -> None:
+    assert room.Latency.of([0.004, 0.001, 0.1, 0.002, 0.003]) == room.Latency(3.0, 2.0, 4.0)
+
+
+def test_operations_of_deepfm_are_those_of_every_pair(serving: Serving) -> None:
+    """Also where oneDNN, whose products cannot be counted, is what computes them in fact."""
+    work, domain = serving
+    (row,) = serving_cost(work, domain.name, ["deepfm"], batch_sizes=(1,), repeats=1, device="cpu").rows
+    user_fields, d, hidden = 2, 8, 8
+    first, pairs = user_fields * d * hidden, domain.n_items * (d + 2 + hidden)
+    assert row.flops == 2 * (first + pairs)
 
 
 def _of(serving: Serving) -> tuple[Path, str]:

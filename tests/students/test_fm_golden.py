@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -109,10 +111,15 @@ def test_golden_deepfm_scores_all_pairs_as_one_by_one(recorded, kind: str, dtype
     model, user, item = build(golden, dtype)
     users, items = model.user_vectors(user), model.item_vectors(item)
     monkeypatch.setattr(model, "item_values", lambda _: item)
-    scores = model.score_items(users)
-    golden.check(scores.diag(), "logits")
-    for column in range(len(items)):
-        expected = model.logits(users, items[column].expand_as(items))
-        torch.testing.assert_close(scores[:, column], expected, atol=1e-5 if dtype == torch.float32 else 1e-12, rtol=0)
-    monkeypatch.setattr("ckd.students.deepfm.BLOCK_ELEMENTS", 1)
-    torch.testing.assert_close(model.score_items(users), scores)
+    # With gradient and without: two ways through the network. In blocks of less than a user and of several.
+    for gradient, pairs in itertools.product((True, False), (1 << 12, 2 * len(items) + 1, 3, 1)):
+        monkeypatch.setattr("ckd.students.deepfm.CPU_PAIRS", pairs)
+        with torch.set_grad_enabled(gradient):
+            scores = model.score_items(users)
+            again = model.score_side(users, model.item_side(None))
+        assert torch.equal(again, scores)
+        golden.check(scores.diag(), "logits")
+        for column in range(len(items)):
+            expected = model.logits(users, items[column].expand_as(items))
+            atol = 1e-5 if dtype == torch.float32 else 1e-12
+            torch.testing.assert_close(scores[:, column], expected, atol=atol, rtol=0)
