@@ -46,7 +46,28 @@ BAD: list[tuple[str, str]] = [
     ("finetune-teacher --domain {domain} --teacher unisrec -o train.device=tpu9", r"train\.device='tpu9'"),
     ("plan --domain absent", r"no prepared domain"),
     ("plan --domain {domain} -o plan.difficulty=sll", r"'sll'\. Did you mean 'ssl'"),
-    ("plan --domain {domain} -o plan.difficulty=teacher_loss", r"teacher_loss.*needs"),
+    ("plan --domain {domain} -o plan.difficulty=teacher_loss", r"teacher_loss: needs .*--scored-plan; plans of .*"),
+    ("plan --domain {domain} -o plan.difficulty=teacher-loss", r"Did you mean 'teacher_loss'"),
+    ("plan --domain {domain} --scored-plan {plan}", r"--scored-plan: plan\.difficulty=ssl asks nothing of teachers"),
+    ("plan --domain {domain} --teachers a --scores {tmp}", r"--teachers and --scores: plan\.difficulty=ssl asks"),
+    ("plan --domain absent -o plan.difficulty=teacher_loss", r"no prepared domain"),
+    ("plan --domain {domain} -o plan.difficulty=teacher_loss --scored-plan nope", r"no plan 'nope'"),
+    (
+        "plan --domain {domain} -o plan.difficulty=teacher_loss --scored-plan {plan} --teachers absent",
+        r"absent/result\.json: no such file",
+    ),
+    (
+        "plan --domain {domain} -o plan.difficulty=teacher_loss --scored-plan {plan} --scores {tmp}",
+        r"no teacher has scored plan",
+    ),
+    (
+        "plan --domain {domain} -o plan.difficulty=teacher_loss --scored-plan {plan} --scores {tmp} --teachers {run}",
+        r"unisrec-0/manifest\.json",
+    ),
+    (
+        "plan --domain {domain} -o plan.difficulty=teacher_disagreement --scored-plan {plan} --teachers unisrec-1",
+        r"takes two teachers .* unisrec-1 alone",
+    ),
     ("plan --domain {domain} -o plan.batch_size=1", r"plan\.batch_size=1: input should be greater"),
     ("plan --domain {domain} --config {broken}", r"broken\.yaml: not valid YAML"),
     ("plan --domain {domain} --figure {tmp}/x.gif", r"x\.gif.*png, svg, pdf"),
@@ -102,6 +123,7 @@ def test_bad_input_is_one_line(
         "bad_csv": tmp_path / "bad.csv",
         "broken": tmp_path / "broken.yaml",
         "domain": studio.domain.name,
+        "run": studio.teachers[0],
         "plan": studio.plan,
         "store": studio.work / "scores" / studio.domain.name / studio.plan / "unisrec-0",
     }

@@ -21,7 +21,7 @@ import typer.main
 from ckd import cli
 from ckd.data.domain import Domain
 from ckd.data.example import TINY
-from ckd.pipelines import example, reproduce
+from ckd.pipelines import example
 from ckd.teachers.unisrec import UniSRec
 
 Ckd = Callable[..., Any]
@@ -258,7 +258,7 @@ def test_teacher_score_with_vectors_of_any_model(ckd: Ckd, studio: Any, tmp_path
     found = ckd(*words, "--json")
     assert found.code == 0, found.err
     assert found.json["store"].endswith("/theirs")
-    assert found.json["encoded now"] == len(domain.instances("train")) + domain.n_items + 1
+    assert found.json["encoded now"] == len(domain.instances("train")) + domain.n_items
 
 
 def test_train_student(ckd: Ckd, studio: Any, config: Path) -> None:
@@ -338,27 +338,3 @@ def test_store_inspect_and_verify(ckd: Ckd, studio: Any, tmp_path: Path) -> None
     sampled = ckd(*words, "--sample", "20%", "--json").json
     assert 0 < sampled["batches"] < found["batches"]
     assert "Verified" in ckd(*words).out
-
-
-def test_reproduce_table3(
-    ckd: Ckd, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bag_of_words: Any
-) -> None:
-    real = reproduce.prepare_example
-    monkeypatch.setattr(reproduce, "prepare_example", lambda work: real(work, size=TINY))
-    monkeypatch.setattr(
-        reproduce, "encode_items", lambda work, name, *_: bag_of_words(Domain.load(work / "domains" / name))
-    )
-    words = ["reproduce", "table3", "--work", tmp_path / "w", "--config", config, "-o", "train.epochs=1"]
-    dry = ckd(*words, "--dry-run", "--json").json
-    assert {state for _, state in dry["steps"]} == {"to do"}
-    assert "to do" in ckd(*words, "--dry-run").out
-    assert not (tmp_path / "w").exists()
-    people = ckd(*words)
-    assert people.code == 0, people.err
-    assert "CKD-MDSR" in people.out
-    assert "Holm-corrected" in " ".join(people.out.split())
-    assert "training SASRec" in people.err
-    found = ckd(*words, "--json")
-    table = found.json["domains"]["example-studio"]
-    assert list(table["metrics"]) == ["unisrec", "SASRec", "CKD-MDSR"]
-    assert found.err == ""

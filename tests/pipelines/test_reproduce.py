@@ -1,8 +1,8 @@
-"""The paper's Table 3 from nothing, on the example at its smallest."""
+"""Experiments from nothing on the example at its smallest: nothing twice, whatever is interrupted."""
 
 from __future__ import annotations
 
-import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,31 +13,40 @@ from ckd.config import RunConfig
 from ckd.data.domain import Domain
 from ckd.data.example import TINY
 from ckd.distill.trainer import Trainer
-from ckd.errors import ConfigError, DataError
+from ckd.errors import ConfigError
 from ckd.evaluation.ranks import load_ranks
-from ckd.pipelines import reproduce
 from ckd.pipelines.example import prepare_example
-from ckd.pipelines.reproduce import BASE, DISTILLED, METRICS, Table3, reproduce_table3
+from ckd.pipelines.reproduce import Options, chain, dry_run, reproduce
+from ckd.pipelines.reproduce.result import Experiment, Spread
+from ckd.pipelines.reproduce.study import Study, make_study
+
+METHODS = Options(methods=("UniSRec", "SASRec", "CKD-MDSR"))
+#: What is restricted does not take the place of the whole.
+RESULT = "table3-unisrec-sasrec-ckd-mdsr-example-studio.json"
 
 
 @pytest.fixture
-def chain(monkeypatch: pytest.MonkeyPatch, bag_of_words: Any) -> list[str]:
-    """The chain on three tiny domains, texts encoded without an encoder; returns the domains that were encoded."""
-    encoded: list[str] = []
+def encoded(monkeypatch: pytest.MonkeyPatch, bag_of_words: Any) -> list[tuple[str, str]]:
+    """Tiny example domains, features without an encoder; returns the domains and modalities that were encoded."""
+    found: list[tuple[str, str]] = []
 
     def encode(work: Path, domain: str, config: Any, progress: Any) -> None:
-        folder = work / "domains" / domain
-        if not (folder / "features" / "text.json").exists():
-            encoded.append(domain)
-            bag_of_words(Domain.load(folder))
+        name = config.modality if not config.word_drop else "text-dropped"
+        if not (work / "domains" / domain / "features" / f"{name}.json").exists():
+            found.append((domain, name))
+            bag_of_words(Domain.load(work / "domains" / domain), name)
 
-    monkeypatch.setattr(reproduce, "prepare_example", lambda work: prepare_example(work, size=TINY))
-    monkeypatch.setattr(reproduce, "encode_items", encode)
-    return encoded
+    monkeypatch.setattr(chain, "prepare_example", lambda work: prepare_example(work, size=TINY))
+    monkeypatch.setattr(chain, "encode_items", encode)
+    return found
 
 
-def run(work: Path, small: RunConfig, seeds: int = 1, **options: Any) -> Table3:
-    return reproduce_table3(work, options.pop("data", None), options.pop("names", None), seeds, small, **options)
+def study_of(work: Path, small: RunConfig, seeds: int = 1, **options: Any) -> Study:
+    values = small.model_dump(by_alias=True, exclude_unset=True)
+    values["train"] = {"epochs": 1, "device": "cpu"}
+    config = RunConfig.model_validate(values)
+    options = {"teachers": ["unisrec"], **options}
+    return make_study(work, options.pop("data", None), options.pop("names", None), seeds, config, **options)
 
 
 def everything(folder: Path) -> dict[str, tuple[int, bytes]]:
@@ -48,104 +57,161 @@ def everything(folder: Path) -> dict[str, tuple[int, bytes]]:
     }
 
 
+def states(study: Study, name: str = "table3", options: Options = METHODS) -> dict[str, str]:
+    return {step.what: step.state for step in dry_run(name, study, options).steps}
+
+
 def test_the_table_from_nothing_and_nothing_twice(
-    tmp_path: Path, chain: list[str], small: RunConfig, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, encoded: list[tuple[str, str]], small: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    work = tmp_path / "work"
     said: list[str] = []
-    dry = run(tmp_path / "work", small, seeds=2, dry_run=True)
-    assert not (tmp_path / "work").exists()
-    assert {state for _, state in dry.steps} == {"to do"}
-    assert len({step for step, _ in dry.steps}) == 2 + 2 * 4
+    study = study_of(work, small, seeds=2, say=said.append)
+    dry = states(study)
+    assert not work.exists()
+    assert set(dry.values()) == {"to do"}
+    # Data and features; then for each seed teacher, two plans, scores, base and distilled student.
+    assert len(dry) == 2 + 2 * 6
 
-    found = run(tmp_path / "work", small, seeds=2, say=said.append)
-    assert chain[-1] == "example-studio"
-    assert [line.split(": ")[1].split(" ")[0] for line in said] == [
-        "data", *["fine-tuning", "planning,", "training", "training"] * 2
-    ]  # fmt: skip
-    (table,) = found.domains
-    assert (table.domain, table.methods, table.seeds) == ("example-studio", ("unisrec", BASE, DISTILLED), (3, 4))
-    folders = {"unisrec": "teachers", "sasrec": "students", "ckd": "students"}
-    for method, prefix in zip(table.methods, folders, strict=True):
-        for number, seed in enumerate(table.seeds):
-            path = tmp_path / "work" / folders[prefix] / table.domain / f"{prefix}-seed{seed}" / "ranks-test.parquet"
-            assert load_ranks(path).rank.tolist() == table.ranks[method][number].rank.tolist()
-    check_table(table)
-    assert json.loads(json.dumps(found.as_dict()))["domains"]["example-studio"]["seeds"] == [3, 4]
+    found = reproduce("table3", study, METHODS, "ckd reproduce table3")
+    assert said == list(dry)
+    assert encoded == [("example-studio", "text")]
+    assert Experiment.load(work / "experiments" / RESULT) == found
+    check_runs(work, found)
+    check_tables(found)
 
-    done = run(tmp_path / "work", small, seeds=2, dry_run=True)
-    assert {state for _, state in done.steps} == {"done"}
-    before = everything(tmp_path / "work")
+    assert set(states(study).values()) == {"done"}
+    before = everything(work)
     monkeypatch.setattr(Trainer, "_step", lambda *_: pytest.fail("something was trained again"))
-    again = run(tmp_path / "work", small, seeds=2)
-    assert again.as_dict() == found.as_dict()
-    assert everything(tmp_path / "work") == before
-    more = run(tmp_path / "work", small, seeds=3, dry_run=True).steps
-    assert [state for _, state in more] == ["done"] * 10 + ["to do"] * 4
+    assert reproduce("table3", study, METHODS, "ckd reproduce table3") == found
+    after = everything(work)
+    assert {name: bytes for name, (_, bytes) in after.items()} == {name: bytes for name, (_, bytes) in before.items()}
+    assert [name for name in after if after[name] != before[name]] == [f"experiments/{RESULT}"]
+    # A further seed shares data and features; another experiment shares runs.
+    more = states(study_of(work, small, seeds=3))
+    assert list(more.values()) == ["done"] * 14 + ["to do"] * 6
+    shared = states(study, "cold-start", Options())
+    assert set(shared.values()) == {"done"}
     # A teacher that is tuned and has not scored is not done.
-    next((tmp_path / "work" / "scores").rglob("unisrec-seed3/manifest.json")).unlink()
-    state = dict(run(tmp_path / "work", small, seeds=2, dry_run=True).steps)
-    assert state["fine-tune unisrec on example-studio, seed 3"] == "done"
-    assert state["score with unisrec on example-studio, seed 3"] == "to do"
+    next((work / "scores").rglob("unisrec-seed3-*/manifest.json")).unlink()
+    changed = [what for what, state in states(study).items() if state != "done"]
+    assert len(changed) == 1
+    assert changed[0].startswith("score with unisrec-seed3-")
 
 
-def check_table(table: Any) -> None:
-    for metric in METRICS:
-        values = {method: table.values(method, metric) for method in table.methods}
-        assert all(v.shape == (2,) and ((v >= 0) & (v <= 1)).all() for v in values.values())
-        mean, spread = table.cell(BASE, metric).split(" ±")
-        assert float(mean) == pytest.approx(values[BASE].mean(), abs=1e-4)
-        assert float(spread) == pytest.approx(values[BASE].std(ddof=1), abs=1e-4)
-        if values[BASE].mean():
-            expected = values[DISTILLED].mean() / values[BASE].mean() - 1
-            assert table.improvement(metric) == pytest.approx(expected)
-        else:
-            assert np.isnan(table.improvement(metric))
-        assert 0 <= table.p_value(metric) <= 1
-    assert table.describe() == "60 users, 40 items, 2 seeds, mean ± standard deviation"
+def check_runs(work: Path, found: Experiment) -> None:
+    assert [(run.method, run.seed) for run in found.runs] == [
+        (method, seed) for method in ("UniSRec", "SASRec", "CKD-MDSR") for seed in (3, 4)
+    ]
+    by_name = {(run.method, run.seed): run for run in found.runs}
+    for run in found.runs:
+        ranks = load_ranks(work / run.folder / "ranks-test.parquet")
+        assert run.metrics["recall@10"] == pytest.approx((ranks.rank <= 10).mean())
+        assert 0 <= run.valid["ndcg@10"] <= 1
+        assert run.seconds is not None
+        assert run.seconds > 0
+    assert by_name["CKD-MDSR", 3].teachers == (by_name["UniSRec", 3].run,)
+    assert by_name["SASRec", 3].teachers == ()
+    assert (found.seeds, found.example, found.element) == ((3, 4), True, "Tables 3 and 4")
+    assert found.seconds == pytest.approx(sum(run.seconds or 0 for run in found.runs))
 
 
-def test_one_seed_has_no_spread(tmp_path: Path, chain: list[str], small: RunConfig) -> None:
-    (table,) = run(tmp_path, small).domains
-    assert " " not in table.cell(DISTILLED, "ndcg@10")
-    assert table.describe().endswith("seed 3")
+def check_tables(found: Experiment) -> None:
+    methods, improvements, headline = found.tables
+    assert methods.title == "example-studio: test, 60 users, 40 items, 2 seeds, mean ± standard deviation"
+    assert [row[0] for row in methods.rows] == ["UniSRec", "SASRec", "CKD-MDSR"]
+    assert methods.paper_rows == ()
+    values = [run.metrics["ndcg@10"] for run in found.runs if run.method == "SASRec"]
+    cell = methods.rows[1][[column.name for column in methods.columns].index("N@10")]
+    assert isinstance(cell, Spread)
+    assert cell.values == tuple(values)
+    assert (cell.mean, cell.std) == (pytest.approx(np.mean(values)), pytest.approx(np.std(values, ddof=1)))
+    pairs = {(each.method, each.against) for each in found.differences}
+    assert pairs == {("UniSRec", "SASRec"), ("CKD-MDSR", "SASRec")}
+    assert {each.family for each in found.differences} == {12}
+    for each in found.differences:
+        assert each.p <= each.p_corrected <= 1
+        assert each.low <= each.value - each.other <= each.high
+        if each.improvement is not None:
+            assert each.improvement == pytest.approx(each.value / each.other - 1)
+    assert [row[0] for row in improvements.rows] == ["UniSRec over SASRec", "CKD-MDSR over SASRec"]
+    assert [row[0] for row in headline.rows] == ["R@5", "R@10", "R@20", "N@5", "N@10", "N@20"]
+    assert "Holm-corrected over 12 comparisons" in headline.notes[0]
 
 
-def test_the_examples_sizes_yield_to_the_users(small: RunConfig) -> None:
-    plain = reproduce._for_example(RunConfig())
-    assert plain.student == reproduce.EXAMPLE_STUDENT
-    assert (plain.train.epochs, plain.train.lr) == (reproduce.EXAMPLE_TRAIN["epochs"], 1e-3)
-    said = reproduce._for_example(small)
-    assert said.train.epochs == 3
-    assert said.student["hidden_size"] == 8
-    assert said.student["hidden_dropout"] == reproduce.EXAMPLE_STUDENT["hidden_dropout"]
+def test_an_interrupted_experiment_goes_on(
+    tmp_path: Path, encoded: list[tuple[str, str]], small: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = Options(methods=("SASRec",))
+    whole = reproduce("table3", study_of(tmp_path / "whole", small), base)
+    step: Callable[..., Any] = Trainer._step
+    taken: list[int] = []
+
+    def killed(self: Trainer, *given: Any) -> Any:
+        taken.append(1)
+        if len(taken) == 3:
+            raise KeyboardInterrupt
+        return step(self, *given)
+
+    study = study_of(tmp_path / "cut", small)
+    monkeypatch.setattr(Trainer, "_step", killed)
+    with pytest.raises(KeyboardInterrupt):
+        reproduce("table3", study, base)
+    assert not (tmp_path / "cut" / "experiments" / "table3-sasrec-example-studio.json").exists()
+    plan = dry_run("table3", study, base)
+    assert [each.state for each in plan.steps] == ["done", "done", "begun"]
+    again = reproduce("table3", study, base)
+    assert [run.metrics for run in again.runs] == [run.metrics for run in whole.runs]
 
 
-def test_real_domains_come_from_a_folder(tmp_path: Path, chain: list[str], small: RunConfig) -> None:
-    source = tmp_path / "data" / "shop"
+def test_real_domains_come_from_a_folder(tmp_path: Path, encoded: list[tuple[str, str]], small: RunConfig) -> None:
+    source = tmp_path / "data" / "scientific"
     source.mkdir(parents=True)
     draws = np.random.default_rng(0)
     lines = [f"u{u} " + " ".join(f"i{i}" for i in draws.permutation(20)[: 5 + u % 4]) for u in range(30)]
     (source / "user_sequence.txt").write_text("\n".join(lines) + "\n")
     (source / "item_text.txt").write_text("".join(f"i{i} item of kind {i % 5}\n" for i in range(20)))
     (tmp_path / "data" / "a-file.txt").write_text("no domain")
-    found = run(tmp_path / "work", small, data=tmp_path / "data")
-    assert [table.domain for table in found.domains] == ["shop"]
-    assert chain == ["shop"]
-    assert found.domains[0].describe() == "30 users, 20 items, seed 3"
+    study = study_of(tmp_path / "work", small, data=tmp_path / "data")
+    found = reproduce("table3", study, Options(methods=("SASRec", "CKD-MDSR")))
+    assert encoded == [("scientific", "text")]
+    assert (found.example, found.domains) == (False, ("scientific",))
+    table, _, headline = found.tables
+    assert table.title == "scientific: test, 30 users, 20 items, seed 3"
+    # The domain is one of the paper's by name: its figures stand beside ours, marked.
+    assert [row[0] for row in table.rows] == ["SASRec", "  the paper's SASRec", "CKD-MDSR", "  the paper's CKD-MDSR"]
+    assert table.paper_rows == (1, 3)
+    assert table.rows[1][1:3] == (0.0735, 0.1064)
+    assert [column.name for column in headline.columns if column.paper] == ["The paper's"]
+    assert headline.rows[1][-1] == pytest.approx(0.157)
+    statistics = reproduce("table2", study)
+    assert [row[0] for row in statistics.tables[0].rows] == ["scientific", "  the paper's Scientific"]
+    assert statistics.tables[0].rows[0][1:3] == (30, 20)
+    assert statistics.tables[0].paper_rows == (1,)
+    assert [note.split(" is ")[0] for note in found.notes] == ["RecGURU"]
 
 
-def test_names_are_checked_before_anything_is_made(tmp_path: Path, small: RunConfig) -> None:
-    (tmp_path / "data" / "shop").mkdir(parents=True)
-    with pytest.raises(ConfigError, match=r"no domain 'shap' in .*data\. Did you mean 'shop'"):
-        run(tmp_path / "work", small, data=tmp_path / "data", names=["shap"])
-    with pytest.raises(ConfigError, match=r"no domain 'studio' in the built-in example\. Did you mean 'exampl"):
-        run(tmp_path / "work", small, names=["studio"])
-    with pytest.raises(DataError, match=r"absent: no such folder\. Give the folder that holds one folder per domain"):
-        run(tmp_path / "work", small, data=tmp_path / "absent")
+def test_teachers_start_from_what_was_pretrained(
+    tmp_path: Path, encoded: list[tuple[str, str]], small: RunConfig
+) -> None:
+    values = small.model_dump(by_alias=True, exclude_unset=True)
+    values["methods"] = {"unisrec": {"pretrain.epochs": 1, "pretrain.batch_size": 32}}
+    sources = ["example-kitchen", "example-garden"]
+    study = study_of(tmp_path, RunConfig.model_validate(values), sources=sources)
+    scratch = study_of(tmp_path, RunConfig.model_validate(values))
+    options = Options(methods=("UniSRec",))
+    found = reproduce("table3", study, options)
+    (run,) = found.runs
+    assert {domain for domain, name in encoded if name == "text-dropped"} == set(sources)
+    (pretrained,) = (tmp_path / "pretrained").iterdir()
+    assert pretrained.name in (tmp_path / run.folder / "result.json").read_text()
+    # From scratch it is another run.
+    assert "to do" in states(scratch, options=options).values()
+
+
+def test_an_unknown_method_is_refused_before_anything_is_made(tmp_path: Path, small: RunConfig) -> None:
+    study = study_of(tmp_path / "work", small)
+    for act in (dry_run, reproduce):
+        with pytest.raises(ConfigError, match=r"no method 'SASRek' here\. Did you mean 'SASRec'"):
+            act("table3", study, Options(methods=("SASRek",)))
     assert not (tmp_path / "work").exists()
-
-
-def test_a_bad_feature_key_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small: RunConfig) -> None:
-    monkeypatch.setattr(reproduce, "prepare_example", lambda work: prepare_example(work, size=TINY))
-    with pytest.raises(ConfigError, match=r"features: unknown key 'modalty'\. Did you mean 'modality'"):
-        run(tmp_path, small.model_copy(update={"features": {"modalty": "text"}}))

@@ -1,0 +1,94 @@
+"""The paper's tables and figures from nothing: every step of the chain, for several domains and seeds."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from ckd.pipelines.reproduce.compare import seconds_of
+from ckd.pipelines.reproduce.experiments import EXPERIMENTS, Options
+from ckd.pipelines.reproduce.result import Experiment
+from ckd.pipelines.reproduce.steps import PlannedStep
+from ckd.pipelines.reproduce.study import Study
+from ckd.pipelines.workspace import versions
+
+__all__ = ["EXPERIMENTS", "DryRun", "Options", "dry_run", "reproduce"]
+
+
+@dataclass(frozen=True)
+class DryRun:
+    """What an experiment would do.
+
+    Attributes:
+        name: of the experiment.
+        steps: each with its state and an estimate.
+        notes: such as what is left out, and why.
+    """
+
+    name: str
+    steps: tuple[PlannedStep, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def seconds(self) -> float | None:
+        """Of all steps together; None where one of them is unknown."""
+        known = [step.seconds for step in self.steps if step.seconds is not None]
+        return sum(known) if len(known) == len(self.steps) else None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return {**asdict(self), "seconds": self.seconds}
+
+
+def dry_run(name: str, study: Study, options: Options = Options()) -> DryRun:  # noqa: B008
+    """The steps of an experiment with their states and an estimate of their time; nothing is made.
+
+    Raises:
+        ConfigError: no such method or setting.
+    """
+    methods = EXPERIMENTS[name].methods(study, options)
+    return DryRun(name, tuple(study.dry_run(methods)), study.notes)
+
+
+def reproduce(name: str, study: Study, options: Options = Options(), command: str = "") -> Experiment:  # noqa: B008
+    """Run an experiment, write `work/experiments/<name>[-<restricted to>]-<domains>.json`, and return what it found.
+
+    Whatever is done is kept: an interrupted experiment goes on, and experiments share their runs.
+
+    Args:
+        name: a key of `EXPERIMENTS`.
+        command: a command line that makes it again, for the record.
+
+    Raises:
+        ConfigError: no such method or setting.
+        ConfigError, DataError, StoreError: as the steps.
+    """
+    spec = EXPERIMENTS[name]
+    ran = study.run(spec.methods(study, options))
+    shown = spec.show(study, ran, options)
+    experiment = Experiment(
+        # What is restricted does not take the place of the whole.
+        name="-".join([name, *map(_slug, options.methods or options.what or ())]),
+        title=spec.title,
+        element=spec.element,
+        domains=study.domains,
+        seeds=study.seeds,
+        example=study.example,
+        command=command,
+        config=study.config.model_dump(mode="json", by_alias=True),
+        runs=tuple(each.record for each in ran),
+        differences=tuple(shown.differences),
+        tables=tuple(shown.tables),
+        panels=tuple(shown.panels),
+        notes=(*study.notes, *shown.notes),
+        versions=versions(),
+        seconds=seconds_of(ran),
+    )
+    experiment.save(study.work)
+    return experiment
+
+
+def _slug(name: str) -> str:
+    """A printed name as part of a file's name."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")

@@ -1,0 +1,299 @@
+"""The chain of steps behind a run: data, features, pre-training, teachers, plan, scores, student."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ckd.config import RunConfig, TrainConfig, parse
+from ckd.data.example import SOURCES
+from ckd.data.features import IMAGE
+from ckd.distill import live
+from ckd.distill.plan import Plan
+from ckd.pipelines.encode_items import EncodeConfig, encode_items
+from ckd.pipelines.example import prepare_example
+from ckd.pipelines.finetune_teacher import RESULT, finetune_teacher
+from ckd.pipelines.plan import make_plan, plan_ids
+from ckd.pipelines.prepare import prepare
+from ckd.pipelines.pretrain_teacher import pretrain_teacher
+from ckd.pipelines.reproduce.methods import Method, teacher
+from ckd.pipelines.reproduce.settings import encodings, pretraining_class, pretraining_keys, resolve, short_hash
+from ckd.pipelines.reproduce.steps import State, Step, Trained, exists, finished_in, summary
+from ckd.pipelines.teacher_difficulty import teacher_difficulty
+from ckd.pipelines.teacher_score import teacher_score
+from ckd.pipelines.train_baseline import train_baseline
+from ckd.pipelines.train_student import train_student
+from ckd.pipelines.workspace import domain_folder, plans_folder, pretrained_folder, scores_folder
+from ckd.store.manifest import MANIFEST
+from ckd.teachers import TEACHERS
+
+if TYPE_CHECKING:
+    from ckd.pipelines.reproduce.study import Study
+
+#: Epochs between the ranking lists that every teacher keeps: HetComp learns from them, and experiments share teachers.
+KEEP_RANKINGS = 3
+
+#: Difficulty measures that sort by what teachers have scored before.
+BY_TEACHERS = ("teacher_loss", "teacher_disagreement")
+
+
+class Chain:
+    """Adds the steps of one domain to `steps`, in the order they are taken; a step that is there is not added again.
+
+    Args:
+        study: on what.
+        domain: its name.
+        steps: by key.
+    """
+
+    def __init__(self, study: Study, domain: str, steps: dict[str, Step]) -> None:
+        self.study, self.name, self.steps = study, domain, steps
+        self.work = study.work
+
+    def domain(self, name: str | None = None) -> None:
+        """The domain itself, or a source domain of that name."""
+        name = name or self.name
+        folder = domain_folder(self.work, name)
+
+        def run() -> None:
+            if self.study.data is None:
+                prepare_example(self.work)
+            elif not (folder / "domain.json").exists():
+                config = self.study.config.prepare
+                prepare(self.work, self.study.data / name, name=name, config=config, progress=self.study.progress)
+
+        self._add(f"domains/{name}", f"prepare {name}", "prepare", "", name, exists(folder / "domain.json"), run)
+
+    def train(self, method: Method, seed: int) -> Trained:
+        """Everything that a method's run needs, and the run."""
+        if method.kind == "teacher":
+            return self._finetune(method, seed)
+        if method.kind == "baseline":
+            return self._baseline(method, seed)
+        return self._student(method, seed)
+
+    # --- teachers ----------------------------------------------------------------------------------------------------
+
+    def _finetune(self, method: Method, seed: int) -> Trained:
+        settings = resolve(method, self.study.config, self.study.example, seed)
+        config_class = TEACHERS.get(method.model).Config
+        self._features(self.name, parse(config_class, settings.config.teacher, method.name))
+        start = self._pretrain(method) if self.study.sources else None
+        run = f"{method.model}-seed{seed}-{settings.fingerprint(method, {'start': start})}"
+        folder = Path("teachers") / self.name / run
+        config = settings.config
+        if start is not None:
+            config = config.model_copy(
+                update={"teacher": {**config.teacher, "start": pretrained_folder(self.work, start)}}
+            )
+
+        def tune() -> None:
+            finetune_teacher(
+                self.work,
+                self.name,
+                method.model,
+                config,
+                run=run,
+                progress=self.study.progress,
+                keep_rankings=KEEP_RANKINGS,
+            )
+
+        self._add(
+            str(folder),
+            f"fine-tune {method.name} on {self.name}, seed {seed}",
+            "fine-tune",
+            method.model,
+            self.name,
+            finished_in(self.work / folder, RESULT),
+            tune,
+        )
+        return Trained(self.name, method, seed, run, str(folder), ())
+
+    def _pretrain(self, method: Method) -> str:
+        """Pre-train a teacher on the source domains, once for all seeds and target domains; returns the run's name."""
+        study = self.study
+        seed = study.config.seed
+        settings = resolve(method, study.config, study.example, seed)
+        own = pretraining_keys(method.model, settings.config.teacher)
+        for source in study.sources:
+            self.domain(source)
+            self._features(source, parse(pretraining_class(method.model), own, method.name))
+        train = {"device": settings.config.train.device, **settings.pretrain}
+        config = settings.config.model_copy(update={"teacher": own, "train": parse(TrainConfig, train, "pretrain")})
+        run = f"{method.model}-seed{seed}-{short_hash([study.sources, own, settings.pretrain])}"
+        self._add(
+            f"pretrained/{run}",
+            f"pre-train {method.name} on {', '.join(study.sources)}",
+            "pretrain",
+            method.model,
+            study.sources[0],
+            finished_in(pretrained_folder(self.work, run), RESULT),
+            lambda: pretrain_teacher(self.work, method.model, study.sources, config, run=run, progress=study.progress),
+        )
+        return run
+
+    def _features(self, name: str, config: Any) -> None:
+        """The item features that a teacher's configuration names and that can be encoded here."""
+        for feature, keys in encodings(config, self.study.config.features).items():
+            key = f"domains/{name}/features/{feature}"
+            state = exists(domain_folder(self.work, name) / "features" / f"{feature}.json")
+            run = partial(self._encode, name, feature, keys)
+            self._add(key, f"encode {feature} of {name}", "encode", feature, name, state, run)
+
+    def _encode(self, name: str, feature: str, keys: dict[str, Any]) -> None:
+        # Pictures' vectors may have been imported: then there are no pictures here.
+        if feature == IMAGE and (domain_folder(self.work, name) / "features" / f"{IMAGE}.json").exists():
+            return
+        encode_items(self.work, name, parse(EncodeConfig, keys, "features"), self.study.progress)
+
+    # --- plan and scores ---------------------------------------------------------------------------------------------
+
+    def _plan(self, config: RunConfig, teachers: Sequence[str]) -> Callable[[], Plan]:
+        """Plan the batches; returns what gives the plan once the step is taken."""
+        by_teachers = config.plan.difficulty in BY_TEACHERS
+        reference = config.model_copy(
+            update={"plan": config.plan.model_copy(update={"difficulty": "none", "buckets": 1})}
+        )
+        if by_teachers:
+            self._score(reference, teachers)
+
+        def make() -> Plan:
+            scores = None
+            if by_teachers:
+                known = make_plan(self.work, self.name, reference).plan.id
+                where = self._scores(reference)
+                scores = teacher_difficulty(self.work, self.name, teachers, known, where, self.study.progress)
+            return make_plan(self.work, self.name, config, self.study.progress, scores).plan
+
+        key = short_hash([config.plan.model_dump(mode="json"), config.seed, *(teachers if by_teachers else ())])
+        what = f"plan batches of {self.name}, seed {config.seed} ({summary(config.plan)})"
+        self._add(
+            f"plans/{self.name}/{key}",
+            what,
+            "plan",
+            "",
+            self.name,
+            lambda: "done" if self._planned(config) else "to do",
+            make,
+        )
+        return make
+
+    def _planned(self, config: RunConfig) -> list[str]:
+        """Plans in the work folder that look like the configuration's; the pipeline compares everything."""
+        wanted = {"seed": config.seed, "config": config.plan.model_dump(mode="json")}
+        found = []
+        for name in plan_ids(self.work, self.name):
+            meta = json.loads((plans_folder(self.work, self.name) / name / "plan.json").read_text())
+            if {key: meta.get(key) for key in wanted} == wanted:
+                found.append(name)
+        return found
+
+    def _scores(self, config: RunConfig) -> str | None:
+        """Where scores of another codec than the study's lie: a store holds one codec."""
+        codec = config.score.codec
+        return None if codec == self.study.config.score.codec else str(self.work / f"scores-{codec}")
+
+    def _score(self, config: RunConfig, teachers: Sequence[str]) -> Callable[[], Plan]:
+        """Plan, and score with every teacher; returns what gives the plan."""
+        plan, where = self._plan(config, teachers), self._scores(config)
+        for run in teachers:
+
+            def state(run: str = run) -> State:
+                folder = Path(where) / self.name if where else scores_folder(self.work, self.name, "")
+                stores = [folder / plan_id / run for plan_id in self._planned(config)]
+                if any((store / MANIFEST).exists() for store in stores):
+                    return "done"
+                return "begun" if any(store.exists() for store in stores) else "to do"
+
+            def score(run: str = run) -> None:
+                teacher_score(self.work, self.name, run, config, plan().id, where, progress=self.study.progress)
+
+            described = [config.plan.model_dump(mode="json"), config.seed, config.score.codec, run]
+            key = f"scores/{self.name}/{short_hash(described)}"
+            what = f"score with {run} on {self.name} ({summary(config.plan)})"
+            self._add(key, what, "score", run.split("-seed")[0], self.name, state, score)
+        return plan
+
+    # --- students and baselines --------------------------------------------------------------------------------------
+
+    def _student(self, method: Method, seed: int) -> Trained:
+        settings = resolve(method, self.study.config, self.study.example, seed)
+        config = settings.config
+        runs = tuple(self._finetune(teacher(model), seed).run for model in method.teachers)
+        plan = self._score(config, runs) if runs else self._plan(config, ())
+        where = self._scores(config) if runs else None
+        prefix = f"{method.model}-ckd" if runs else method.model
+        run = f"{prefix}-seed{seed}-{settings.fingerprint(method, {'teachers': runs})}"
+
+        def train() -> None:
+            train_student(
+                self.work,
+                self.name,
+                method.model,
+                config,
+                teachers=runs,
+                plan_id=plan().id,
+                run=run,
+                scores=where,
+                on_step=self._on_step,
+            )
+
+        return self._trained(method, seed, run, runs, train)
+
+    def _baseline(self, method: Method, seed: int) -> Trained:
+        settings = resolve(method, self.study.config, self.study.example, seed)
+        runs = tuple(self._finetune(teacher(model), seed).run for model in method.teachers)
+        source = self.source() if method.model == "recguru" else None
+        if source is not None:
+            self.domain(source)
+        parts = {"teachers": runs, "source": source}
+        run = f"{method.model}-seed{seed}-{settings.fingerprint(method, parts)}"
+
+        def train() -> None:
+            train_baseline(
+                self.work,
+                self.name,
+                method.model,
+                settings.config,
+                student=method.student,
+                teachers=runs,
+                source=source,
+                run=run,
+                progress=self.study.progress,
+            )
+
+        return self._trained(method, seed, run, runs, train)
+
+    def source(self) -> str | None:
+        """The second domain that RecGURU shares its encoder with: the first other one."""
+        if self.study.data is None:
+            return SOURCES[0]
+        others = [*self.study.sources, *sorted(path.name for path in self.study.data.iterdir() if path.is_dir())]
+        return next((name for name in others if name != self.name), None)
+
+    def _trained(
+        self, method: Method, seed: int, run: str, teachers: tuple[str, ...], train: Callable[[], object]
+    ) -> Trained:
+        folder = Path("students") / self.name / run
+        what = f"train {method.name} on {self.name}, seed {seed}"
+        state = finished_in(self.work / folder, "last.json", "finished")
+        self._add(str(folder), what, "train", method.model, self.name, state, train)
+        return Trained(self.name, method, seed, run, str(folder), teachers)
+
+    def _on_step(self, epoch: int, step: int, steps: int, row: dict[str, Any]) -> None:
+        self.study.progress(step, steps, "step", live.note(row))
+
+    def _add(
+        self,
+        key: str,
+        what: str,
+        action: str,
+        model: str,
+        domain: str,
+        state: Callable[[], State],
+        run: Callable[[], object],
+    ) -> None:
+        self.steps.setdefault(key, Step(key, what, action, model, domain, state, run))

@@ -1,0 +1,225 @@
+"""The steps of an experiment: what each does, whether it is done, and how long it takes."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from ckd.config import PlanConfig
+from ckd.data.atomic import write_json
+from ckd.pipelines.reproduce.methods import Method
+
+State = Literal["done", "begun", "to do"]
+
+#: Where an estimate comes from: a like step in the work folder, the same on another domain, or an assumed rate.
+Source = Literal["measured", "scaled", "assumed", "unknown"]
+
+#: Instances a second, times epochs until early stopping, of a model at the paper's sizes on two cores: what is
+#: assumed of a model while no like run is in the work folder. SASRec's and UniSRec's rates are measured.
+ASSUMED = {
+    "unisrec": (3_100, 40),
+    "recformer": (15, 15),
+    "unim2rec": (2_500, 40),
+    "sasrec": (7_700, 25),
+    "gru4rec": (3_500, 25),
+    "bert4rec": (2_000, 60),
+    "fm": (10_000, 25),
+    "deepfm": (1_000, 25),
+    "lightgcn": (5_000, 40),
+    "hetcomp": (6_000, 200),
+    "recguru": (700, 100),
+}
+#: Of a model that is not listed.
+ASSUMED_OTHERWISE = (3_000, 30)
+
+#: Instances a second of everything that trains nothing: encoding, planning, scoring.
+ASSUMED_RATE = 5_000
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of an experiment; those with equal keys are the same step.
+
+    Attributes:
+        key: what it makes, relative to the work folder.
+        what: for people, such as `train CKD-MDSR on scientific, seed 2024`.
+        action: `prepare`, `encode`, `pretrain`, `fine-tune`, `plan`, `score` or `train`.
+        model: what is trained or scores; the feature that is encoded; empty where there is none.
+        domain: where.
+        state: whether it is done.
+        run: do it; what is done already is found and kept.
+    """
+
+    key: str
+    what: str
+    action: str
+    model: str
+    domain: str
+    state: Callable[[], State]
+    run: Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A run that a chain of steps ends in.
+
+    Attributes:
+        domain, method, seed: what it is of.
+        run: its name.
+        key: its folder, relative to the work folder; also its step's key.
+        teachers: runs that it learns from.
+    """
+
+    domain: str
+    method: Method
+    seed: int
+    run: str
+    key: str
+    teachers: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class PlannedStep:
+    """A step of a dry run.
+
+    Attributes:
+        what: for people.
+        state: whether it is done.
+        seconds: how long it will take; 0 of a step that is done, None where nothing tells.
+        source: where that comes from.
+    """
+
+    what: str
+    state: State
+    seconds: float | None
+    source: Source
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Time spent on a step, over all its sessions."""
+
+    key: str
+    action: str
+    model: str
+    domain: str
+    seconds: float
+    finished: bool
+
+
+class Costs:
+    """What steps have cost, kept in `work/experiments/costs`, one file each."""
+
+    def __init__(self, work: Path) -> None:
+        self.folder = work / "experiments" / "costs"
+
+    def carry_out(self, step: Step) -> None:
+        """Run the step and add the time it took; of one that is done only its being there is checked."""
+        if step.state() == "done":
+            step.run()
+            return
+        began = time.perf_counter()
+        finished = False
+        try:
+            step.run()
+            finished = True
+        finally:
+            before = self.of(step.key)
+            seconds = time.perf_counter() - began + (before.seconds if before else 0.0)
+            cost = Cost(step.key, step.action, step.model, step.domain, round(seconds, 3), finished)
+            write_json(self._path(step.key), asdict(cost))
+
+    def of(self, key: str) -> Cost | None:
+        """What a step has cost so far; None where nobody measured it."""
+        return _read(self._path(key))
+
+    def all(self) -> list[Cost]:
+        """What finished steps have cost."""
+        found = (_read(path) for path in sorted(self.folder.glob("[!.]*.json")))
+        return [cost for cost in found if cost is not None and cost.finished]
+
+    def _path(self, key: str) -> Path:
+        return self.folder / f"{key.replace('/', '__')}.json"
+
+
+def _read(path: Path) -> Cost | None:
+    try:
+        return Cost(**json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+class Estimates:
+    """How long steps will take.
+
+    Args:
+        costs: of what was done in this work folder.
+        instances: training instances of a domain; None where it is not known yet.
+    """
+
+    def __init__(self, costs: Costs, instances: Callable[[str], int | None]) -> None:
+        self.costs = costs
+        self.measured = costs.all()
+        self.instances = instances
+
+    def of(self, steps: Iterable[Step]) -> list[PlannedStep]:
+        """The steps with states and times."""
+        return [self._plan(step) for step in steps]
+
+    def _plan(self, step: Step) -> PlannedStep:
+        state = step.state()
+        if state == "done":
+            return PlannedStep(step.what, state, 0.0, "measured")
+        seconds, source = self._whole(step)
+        spent = self.costs.of(step.key) if state == "begun" else None
+        if seconds is not None and spent is not None:
+            seconds = max(0.0, seconds - spent.seconds)
+        return PlannedStep(step.what, state, seconds, source)
+
+    def _whole(self, step: Step) -> tuple[float | None, Source]:
+        alike = [c for c in self.measured if (c.action, c.model) == (step.action, step.model)]
+        here = [c.seconds for c in alike if c.domain == step.domain]
+        if here:
+            return sum(here) / len(here), "measured"
+        n = self.instances(step.domain)
+        if n is None:
+            return None, "unknown"
+        rates = [c.seconds / size for c in alike if (size := self.instances(c.domain))]
+        if rates:
+            return n * sum(rates) / len(rates), "scaled"
+        if step.action in ("train", "fine-tune", "pretrain"):
+            rate, epochs = ASSUMED.get(step.model, ASSUMED_OTHERWISE)
+            return n * epochs / rate, "assumed"
+        return n / ASSUMED_RATE, "assumed"
+
+
+def exists(path: Path) -> Callable[[], State]:
+    """Done where the file is there."""
+    return lambda: "done" if path.exists() else "to do"
+
+
+def finished_in(folder: Path, file: str, key: str | None = None) -> Callable[[], State]:
+    """Done where the folder holds the file, and the file says so under the key; begun where there is a folder."""
+
+    def state() -> State:
+        if not folder.exists():
+            return "to do"
+        try:
+            values: dict[str, Any] = json.loads((folder / file).read_text())
+        except (OSError, ValueError):
+            return "begun"
+        return "done" if key is None or values.get(key) else "begun"
+
+    return state
+
+
+def summary(plan: PlanConfig) -> str:
+    """A plan in a few words."""
+    curriculum = (
+        "no curriculum" if plan.buckets == 1 else f"{plan.difficulty}, {plan.buckets} buckets, α {plan.alpha:g}"
+    )
+    return f"{curriculum}, pool {plan.pool}"

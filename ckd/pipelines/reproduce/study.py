@@ -1,0 +1,218 @@
+"""An experiment's frame: domains, seeds and configuration, and the chain of steps for any list of methods.
+
+Each step keeps what it makes and is not repeated, so that an interrupted run goes on; a run's name is a function of its
+settings, so that experiments share whatever is the same in both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ckd.config import RunConfig
+from ckd.data.example import SOURCES, TARGET
+from ckd.data.features import IMAGE
+from ckd.errors import ConfigError, DataError, did_you_mean
+from ckd.evaluation.metrics import ranking_metrics
+from ckd.evaluation.ranks import Ranks
+from ckd.pipelines.evaluate import evaluate
+from ckd.pipelines.progress import Progress, silent
+from ckd.pipelines.reproduce.chain import Chain
+from ckd.pipelines.reproduce.methods import Method
+from ckd.pipelines.reproduce.result import RunRecord
+from ckd.pipelines.reproduce.settings import check_keys
+from ckd.pipelines.reproduce.steps import Costs, Estimates, PlannedStep, Step, Trained
+from ckd.pipelines.workspace import domain_folder, read_json
+from ckd.teachers import TEACHERS
+
+#: Training instances of the built-in example, for estimates before it is made.
+EXAMPLE_INSTANCES = 10_000
+
+#: Teachers that an experiment uses unless told otherwise.
+DEFAULT_TEACHERS = ("unisrec", "recformer", "unim2rec")
+
+
+@dataclass(frozen=True)
+class Ran:
+    """A run with its test ranks."""
+
+    record: RunRecord
+    ranks: Ranks
+
+
+@dataclass(frozen=True)
+class Study:
+    """What an experiment is run on.
+
+    Attributes:
+        work: root of the workspace.
+        data: a folder with one folder per real domain; none: the built-in example.
+        domains: which of them.
+        seeds: of the runs.
+        config: what the user says; see `settings.resolve`.
+        teachers: registered teachers that are distilled.
+        sources: domains that teachers are pre-trained on before they are fine-tuned; none: from scratch.
+        left_out: models that cannot be run here.
+        notes: why, for people.
+        progress: told of long work within a step.
+        say: told of each step before it begins.
+    """
+
+    work: Path
+    data: Path | None
+    domains: tuple[str, ...]
+    seeds: tuple[int, ...]
+    config: RunConfig
+    teachers: tuple[str, ...] = DEFAULT_TEACHERS
+    sources: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    progress: Progress = silent
+    say: Callable[[str], None] = field(default=lambda _: None)
+
+    @property
+    def example(self) -> bool:
+        return self.data is None
+
+    def steps(self, methods: Sequence[Method]) -> list[Step]:
+        """Every step that the methods need, each once, in the order they are taken."""
+        return list(self._chains(methods)[0].values())
+
+    def dry_run(self, methods: Sequence[Method]) -> list[PlannedStep]:
+        """The steps with their states and times; nothing is made."""
+        return Estimates(Costs(self.work), self.instances).of(self.steps(methods))
+
+    def run(self, methods: Sequence[Method]) -> list[Ran]:
+        """Take every step, and rank the test part with every run; in the order of domains, methods, seeds."""
+        steps, trained = self._chains(methods)
+        self._carry_out(steps.values())
+        order = {method.name: number for number, method in enumerate(methods)}
+        trained.sort(key=lambda t: (self.domains.index(t.domain), order[t.method.name], t.seed))
+        return [self._evaluated(each) for each in trained]
+
+    def instances(self, domain: str) -> int | None:
+        """Training instances of a prepared domain; None of one that is not."""
+        try:
+            notes = read_json(domain_folder(self.work, domain) / "domain.json", "")["statistics"]
+        except (DataError, KeyError):
+            return EXAMPLE_INSTANCES if self.example else None
+        # Each user's first item has no history, and the last two are for validation and test.
+        return max(0, int(notes["interactions"] - 3 * notes["users"]))
+
+    def _chains(self, methods: Sequence[Method]) -> tuple[dict[str, Step], list[Trained]]:
+        steps: dict[str, Step] = {}
+        trained = []
+        for name in self.domains:
+            chain = Chain(self, name, steps)
+            chain.domain()
+            for seed in self.seeds:
+                trained += [chain.train(method, seed) for method in methods]
+        return steps, trained
+
+    def _carry_out(self, steps: Iterable[Step]) -> None:
+        costs = Costs(self.work)
+        for step in steps:
+            if step.state() != "done":
+                self.say(step.what)
+            costs.carry_out(step)
+
+    def _evaluated(self, trained: Trained) -> Ran:
+        found = evaluate(self.work, trained.domain, trained.run, "test", device=self.config.train.device)
+        cost = Costs(self.work).of(trained.key)
+        record = RunRecord(
+            domain=trained.domain,
+            method=trained.method.name,
+            kind=trained.method.kind,
+            model=trained.method.model,
+            seed=trained.seed,
+            run=trained.run,
+            folder=trained.key,
+            teachers=trained.teachers,
+            overrides=dict(trained.method.overrides),
+            metrics=ranking_metrics(found.ranks.rank),
+            valid=_validation(self.work / trained.key),
+            seconds=cost.seconds if cost is not None and cost.finished else None,
+        )
+        return Ran(record, found.ranks)
+
+
+def _validation(folder: Path) -> dict[str, float]:
+    """Validation metrics of a teacher's or student's best epoch."""
+    if (folder / "result.json").exists():
+        metrics: dict[str, float] = read_json(folder / "result.json", "")["metrics"]["valid"]
+        return metrics
+    log = read_json(folder / "best.json", "")["log"]
+    return {key.removeprefix("valid_"): value for key, value in log.items() if key.startswith("valid_")}
+
+
+def make_study(
+    work: Path,
+    data: Path | None,
+    domains: Sequence[str] | None,
+    seeds: int,
+    config: RunConfig,
+    *,
+    teachers: Sequence[str] | None = None,
+    sources: Sequence[str] = (),
+    progress: Progress = silent,
+    say: Callable[[str], None] = lambda _: None,
+) -> Study:
+    """A study, its names checked before anything is made.
+
+    Args:
+        data: a folder with one folder per real domain; none: the built-in example.
+        domains: which; none: all of the folder, or the example's target.
+        seeds: how many runs of everything, from the configuration's seed on.
+        teachers: registered teachers; none: UniSRec, Recformer and, where items have pictures, UniM²Rec.
+        sources: domains to pre-train the teachers on.
+
+    Raises:
+        ConfigError: an unknown domain, teacher or key, or a source that is a target as well.
+        DataError: no such folder.
+    """
+    if data is None:
+        known = [*SOURCES, TARGET]
+    elif data.is_dir():
+        known = sorted(path.name for path in data.iterdir() if path.is_dir())
+    else:
+        raise DataError(f"{data}: no such folder. Give the folder that holds one folder per domain.")
+    for name in (*(domains or ()), *sources):
+        if name not in known:
+            raise ConfigError(f"no domain {name!r} in {data or 'the built-in example'}.{did_you_mean(name, known)}")
+    for name in teachers or ():
+        if name not in TEACHERS.names():
+            raise ConfigError(f"unknown teacher {name!r}.{did_you_mean(name, TEACHERS.names())}")
+    chosen = tuple(domains or ([TARGET] if data is None else [name for name in known if name not in sources]))
+    for name in sources:
+        if name in chosen:
+            raise ConfigError(f"domain {name!r}: a source of pre-training cannot be a target too. Take it out of one.")
+    check_keys(config)
+    left_out: dict[str, str] = {}
+    if data is not None and len(known) == 1:
+        left_out["recguru"] = f"RecGURU is left out: it needs a second domain beside {known[0]} in {data}."
+    blind = [name for name in chosen if not _has_pictures(work, name, config)] if data is not None else []
+    if blind and teachers is None:
+        left_out["unim2rec"] = (
+            f"UniM²Rec is left out: {', '.join(blind)} without pictures. Prepare the domain and bring in its pictures' "
+            "vectors with `ckd encode-items --modality image`, or name the teachers."
+        )
+    return Study(
+        work=work,
+        data=data,
+        domains=chosen,
+        seeds=tuple(config.seed + number for number in range(seeds)),
+        config=config,
+        teachers=tuple(teachers or (name for name in DEFAULT_TEACHERS if name not in left_out)),
+        sources=tuple(sources),
+        left_out=tuple(left_out),
+        notes=tuple(left_out.values()),
+        progress=progress,
+        say=say,
+    )
+
+
+def _has_pictures(work: Path, domain: str, config: RunConfig) -> bool:
+    """Vectors of pictures are there, or a folder of pictures is named."""
+    feature = domain_folder(work, domain) / "features" / f"{IMAGE}.json"
+    return feature.exists() or "images" in config.features

@@ -1,0 +1,408 @@
+"""The parts of `ckd reproduce` that train nothing: results, the paper's figures, settings, estimates, quintiles."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ckd.config import RunConfig
+from ckd.errors import ConfigError, DataError
+from ckd.pipelines.reproduce import paper
+from ckd.pipelines.reproduce.cold_start import quintiles
+from ckd.pipelines.reproduce.methods import (
+    BASE_METHOD,
+    DISTILLED,
+    PLAIN,
+    ablations,
+    choose,
+    distilled,
+    table3_methods,
+    teacher,
+    universal,
+)
+from ckd.pipelines.reproduce.result import (
+    Column,
+    Difference,
+    Experiment,
+    Panel,
+    Point,
+    RunRecord,
+    Series,
+    Spread,
+    Table,
+    load_experiments,
+    show_cell,
+)
+from ckd.pipelines.reproduce.settings import check_keys, resolve
+from ckd.pipelines.reproduce.steps import Costs, Estimates, Step, finished_in
+from ckd.pipelines.reproduce.study import make_study
+from ckd.pipelines.reproduce.sweeps import FIGURE_5, OPEN_QUESTIONS, choose_sweeps
+
+THREE = ("unisrec", "recformer", "unim2rec")
+
+
+# --- results on disk -------------------------------------------------------------------------------------------------
+
+
+def an_experiment(**changes: Any) -> Experiment:
+    spread = Spread.of([0.1, 0.2])
+    run = RunRecord(
+        "d", "SASRec", "student", "sasrec", 1, "r", "students/d/r", ("t",), {"plan.pool": 2}, {"mrr": 0.1}, {}, None
+    )
+    difference = Difference("d", "ndcg@10", "A", "B", 0.2, 0.1, 1.0, 0.05, 0.15, 0.01, 0.02, 2)
+    table = Table(
+        "T",
+        (Column("Method"), Column("N", "metric"), Column("theirs", "change", paper=True)),
+        (("SASRec", spread, None), ("  the paper's", 0.25, 0.5)),
+        "d",
+        ("A note.",),
+        (1,),
+    )
+    panel = Panel(
+        "P", "d", "bubbles", "x", "y", (Series("s", (Point(1.5, spread, 3.0, "l"),)),), True, "MB", ("b", spread)
+    )
+    whole = Experiment(
+        "table3", "Title", None, ("d",), (1, 2), True, "ckd", {"seed": 1}, (run,), (difference,), (table,), (panel,)
+    )
+    return replace(whole, **changes)
+
+
+def test_a_result_comes_back_as_it_was(tmp_path: Path) -> None:
+    experiment = an_experiment(notes=("N.",), versions={"torch": "2"}, seconds=3.5)
+    path = experiment.save(tmp_path)
+    assert path == tmp_path / "experiments" / "table3-d.json"
+    assert Experiment.load(path) == experiment
+    an_experiment(name="figure3", domains=("d", "e")).save(tmp_path)
+    (tmp_path / "experiments" / ".table3.json.1.partial").write_text("half")
+    assert [each.name for each in load_experiments(tmp_path)] == ["figure3", "table3"]
+    assert load_experiments(tmp_path / "absent") == []
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "not valid JSON"),
+        ("[]", "expected a JSON object"),
+        ('{"format": 0}', "not of format 1"),
+        ('{"format": 1, "name": "x"}', "not an experiment's result"),
+    ],
+)
+def test_a_damaged_result_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "table3-d.json"
+    path.write_text(text)
+    with pytest.raises(DataError, match=rf"table3-d\.json: .*{message}"):
+        Experiment.load(path)
+    with pytest.raises(DataError, match=r"absent\.json: no such file"):
+        Experiment.load(tmp_path / "absent.json")
+
+
+@pytest.mark.parametrize(
+    ("cell", "kind", "text"),
+    [
+        (Spread.of([0.1]), "metric", "0.1000"),
+        (Spread.of([0.1, 0.3]), "metric", "0.2000 ±0.1414"),
+        (0.1234, "change", "+12.34%"),
+        (-0.5, "change", "-50.00%"),
+        (0.9987, "percent", "99.87%"),
+        (12_345, "count", "12,345"),
+        (48.26, "ratio", "48.3x"),
+        (2_500_000, "bytes", "2.5 MB"),
+        (0.00001, "p", "<0.0001"),
+        (0.04999, "p", "0.0500"),
+        (None, "metric", "–"),
+        (float("nan"), "change", "–"),
+        ("text", "metric", "text"),
+    ],
+)
+def test_cells_are_written_for_people(cell: Any, kind: Any, text: str) -> None:
+    assert show_cell(cell, kind) == text
+
+
+# --- the paper's figures ---------------------------------------------------------------------------------------------
+
+
+def test_the_papers_figures_are_consistent_with_themselves() -> None:
+    for domain in paper.DOMAINS:
+        base, ours = (paper.metrics_of(domain, name) for name in ("SASRec", "CKD-MDSR"))
+        for metric, printed in paper.improvement_of(domain).items():
+            assert ours[metric] / base[metric] - 1 == pytest.approx(printed, abs=6e-4)
+        for method in paper.METHODS:
+            values = paper.metrics_of(domain, method)
+            for k in (5, 10, 20):
+                assert values[f"ndcg@{k}"] <= values[f"recall@{k}"]
+            assert values["recall@5"] <= values["recall@10"] <= values["recall@20"]
+    printed = [value for domain in paper.DOMAINS for value in paper.improvement_of(domain).values()]
+    assert (min(printed), max(printed)) == (pytest.approx(0.0086), pytest.approx(0.1921))
+
+
+def test_the_papers_figures_by_our_names() -> None:
+    assert paper.metrics_of("Scientific", "CKD-MDSR")["recall@10"] == 0.1231
+    assert paper.metrics_of("scientific", "SASRec")["ndcg@10"] == 0.0549
+    assert paper.metrics_of("games", "PRM-KD")["ndcg@10"] == 0.0474
+    assert paper.metrics_of("scientific", "w/o CSS") == {}
+    assert paper.metrics_of("office", "SASRec") == {}
+    assert paper.serving_of("arts")["Recformer"] == (81.7, 3.1)
+    assert (paper.serving_of("toys"), paper.statistics_of("office"), paper.improvement_of("office")) == ({}, None, {})
+    assert paper.statistics_of("toys") == paper.Statistics(18_436, 10_986, 163_837, 8.34, 0.9994)
+
+
+# --- methods and settings --------------------------------------------------------------------------------------------
+
+
+def test_the_methods_of_the_papers_tables() -> None:
+    names = [method.name for method in table3_methods(THREE)]
+    assert set(names) == {*paper.METHODS, "PRM-KD"}
+    assert len(set(names)) == len(names)
+    assert [method.name for method in ablations(THREE)] == [
+        DISTILLED,
+        "w/o MT1 (UniSRec alone)",
+        "w/o MT2 (Recformer alone)",
+        "w/o MT3 (UniM²Rec alone)",
+        *("w/o CSS", "w/o IN", "w/o WA"),
+    ]
+    assert [method.name for method in ablations(THREE[:1])] == [DISTILLED, "w/o CSS", "w/o IN"]
+
+
+def test_methods_are_chosen_by_name_in_any_case() -> None:
+    methods = table3_methods(THREE)
+    assert [m.name for m in choose(methods, ["sasrec", "hetcomp"])] == ["SASRec", "HetComp"]
+    assert [m.name for m in choose(methods, ["HetComp"], keep=("SASRec",))] == ["SASRec", "HetComp"]
+    assert choose(methods, None) == methods
+    with pytest.raises(ConfigError, match=r"no method 'SASRek' here\. Did you mean 'SASRec'"):
+        choose(methods, ["SASRek"])
+
+
+def test_every_method_is_a_valid_configuration() -> None:
+    config = RunConfig()
+    for example in (False, True):
+        for method in [*table3_methods(THREE), *ablations(THREE), *universal(THREE)]:
+            resolve(method, config, example, 1)
+
+
+def test_the_layers_of_settings() -> None:
+    config = RunConfig.model_validate(
+        {
+            "student": {"hidden_dropout": 0.5, "embedding_size": 32},
+            "base": {"hidden_dropout": 0.3},
+            "teacher": {"n_experts": 4, "window": 32},
+            "train": {"lr": 0.002},
+            "plan": {"buckets": 3},
+            "methods": {"recformer": {"train.lr": 5e-5}, "CKD-MDSR": {"distill.lambda": 3}},
+        }
+    )
+    base, ours = (resolve(m, config, False, 7).config for m in (BASE_METHOD, distilled(THREE)))
+    assert (base.seed, base.student, ours.student) == (7, {"hidden_dropout": 0.3}, {"hidden_dropout": 0.5})
+    assert (base.plan.buckets, base.plan.pool, ours.plan.buckets) == (1, "fresh", 3)
+    assert (base.distill.weight, ours.distill.weight) == (10, 3)
+    unisrec, recformer = (resolve(teacher(name), config, False, 7).config for name in THREE[:2])
+    assert (unisrec.teacher, recformer.teacher) == ({"n_experts": 4}, {"window": 32})
+    assert (unisrec.train.lr, recformer.train.lr) == (0.002, 5e-5)
+    # What nobody has said stays unsaid, so that a model's own defaults hold.
+    assert "epochs" not in recformer.train.model_fields_set
+    example = resolve(BASE_METHOD, config, True, 7).config
+    assert (example.student["hidden_size"], example.student["hidden_dropout"]) == (64, 0.3)
+    # A method is what it is, whatever the configuration says.
+    loud = config.model_copy(update={"methods": {"sasrec": {"plan.buckets": 9}}})
+    assert resolve(BASE_METHOD, loud, False, 7).config.plan.buckets == PLAIN["plan.buckets"]
+
+
+def test_a_name_tells_runs_apart_by_what_they_depend_on() -> None:
+    def name(method: Any, values: dict[str, Any], **parts: Any) -> str:
+        return resolve(method, RunConfig.model_validate(values), False, 1).fingerprint(method, parts)
+
+    ours = distilled(THREE)
+    plain = name(ours, {})
+    same = [{"train": {"device": "cpu"}}, {"distill": {"lambda": 10.0}}, {"seed": 9}, {"prepare": {"history_cap": 9}}]
+    assert {name(ours, values) for values in same} == {plain}
+    other: list[dict[str, Any]] = [{"distill": {"lambda": 5}}, {"plan": {"alpha": 2}}, {"train": {"lr": 0.1}}]
+    assert len({plain, *(name(ours, values) for values in other), name(ours, {}, teachers=["t"])}) == 5
+    # A base model knows no distillation.
+    assert name(BASE_METHOD, {"distill": {"lambda": 5}}) == name(BASE_METHOD, {})
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"student": {"hidden_sise": 8}}, r"student: no model has a key 'hidden_sise'\. Did you mean 'hidden_size'"),
+        ({"base": {"hidden_sise": 8}}, r"base: no model has a key 'hidden_sise'"),
+        ({"teacher": {"experts": 8}}, r"teacher: no model has a key 'experts'\. Did you mean 'n_experts'"),
+        ({"baseline": {"warmup": 8}}, r"baseline: no model has a key 'warmup'\. Did you mean 'warmup_epochs'"),
+        ({"methods": {"recfromer": {}}}, r"methods: no method 'recfromer'\. Did you mean 'recformer'"),
+        ({"methods": {"unisrec": {"lr": 1}}}, r"methods\.unisrec: key 'lr': write section\.key"),
+        ({"methods": {"unisrec": {"trian.lr": 1}}}, r"key 'trian\.lr': .*Did you mean 'train'"),
+    ],
+)
+def test_keys_that_no_model_has_are_refused(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        check_keys(RunConfig.model_validate(values))
+
+
+def test_a_value_that_does_not_fit_names_the_method() -> None:
+    config = RunConfig.model_validate({"methods": {"SASRec": {"train.lr": -1}}})
+    with pytest.raises(ConfigError, match=r"SASRec: train\.lr=-1"):
+        resolve(BASE_METHOD, config, False, 1)
+
+
+def test_sweeps_are_chosen_by_name() -> None:
+    assert [sweep.what for sweep in choose_sweeps(FIGURE_5, ["lambda"])] == ["lambda"]
+    assert choose_sweeps(FIGURE_5, None) == list(FIGURE_5)
+    with pytest.raises(ConfigError, match=r"--what bucket: no such setting\. Did you mean 'buckets'"):
+        choose_sweeps(OPEN_QUESTIONS, ["bucket"])
+    assert "epsilon" not in [sweep.what for sweep in choose_sweeps(OPEN_QUESTIONS, None, 2)]
+    with pytest.raises(ConfigError, match=r"--what epsilon: has an effect with 3 teachers or more, here are 2"):
+        choose_sweeps(OPEN_QUESTIONS, ["epsilon"], 2)
+
+
+def test_every_value_of_every_sweep_is_a_valid_configuration(tmp_path: Path) -> None:
+    study = make_study(tmp_path, None, None, 1, RunConfig())
+    found = {sweep.what: sweep.methods(study) for sweep in (*FIGURE_5, *OPEN_QUESTIONS)}
+    for methods in found.values():
+        names = {resolve(m, study.config, True, 1).fingerprint(m, {}) for m in methods}
+        assert len(names) == len(methods)
+    assert {"temperature", "lambda", "dimension", "buckets", "alpha", "epsilon", "difficulty", "pool"} <= found.keys()
+    one = make_study(tmp_path, None, None, 1, RunConfig(), teachers=["unisrec"])
+    difficulty = next(sweep for sweep in OPEN_QUESTIONS if sweep.what == "difficulty")
+    assert "teacher_disagreement" not in [method.x for method in difficulty.methods(one)]
+
+
+# --- the study's names -----------------------------------------------------------------------------------------------
+
+
+def test_names_are_checked_before_anything_is_made(tmp_path: Path) -> None:
+    work, data = tmp_path / "work", tmp_path / "data"
+    (data / "shop").mkdir(parents=True)
+    config = RunConfig()
+    with pytest.raises(ConfigError, match=r"no domain 'shap' in .*data\. Did you mean 'shop'"):
+        make_study(work, data, ["shap"], 1, config)
+    with pytest.raises(ConfigError, match=r"no domain 'studio' in the built-in example\. Did you mean 'exampl"):
+        make_study(work, None, ["studio"], 1, config)
+    with pytest.raises(DataError, match=r"absent: no such folder\. Give the folder that holds one folder per domain"):
+        make_study(work, tmp_path / "absent", None, 1, config)
+    with pytest.raises(ConfigError, match=r"unknown teacher 'unisrek'\. Did you mean 'unisrec'"):
+        make_study(work, None, None, 1, config, teachers=["unisrek"])
+    with pytest.raises(ConfigError, match=r"domain 'shop': a source of pre-training cannot be a target too"):
+        make_study(work, data, ["shop"], 1, config, sources=["shop"])
+    assert not work.exists()
+
+
+def test_what_cannot_be_run_is_left_out_and_said(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    (data / "shop").mkdir(parents=True)
+    alone = make_study(tmp_path, data, None, 2, RunConfig(seed=5))
+    assert (alone.domains, alone.seeds, alone.teachers) == (("shop",), (5, 6), ("unisrec", "recformer"))
+    assert [note.split(" is left out")[0] for note in alone.notes] == ["RecGURU", "UniM²Rec"]
+    (data / "other").mkdir()
+    (tmp_path / "domains" / "shop" / "features").mkdir(parents=True)
+    (tmp_path / "domains" / "shop" / "features" / "image.json").touch()
+    whole = make_study(tmp_path, data, ["shop"], 1, RunConfig())
+    assert (whole.teachers, whole.notes) == (THREE, ())
+    # Whoever names a teacher gets it, or its own error.
+    assert make_study(tmp_path, data, ["other"], 1, RunConfig(), teachers=["unim2rec"]).teachers == ("unim2rec",)
+
+
+# --- steps and estimates ---------------------------------------------------------------------------------------------
+
+
+def a_step(key: str, model: str = "sasrec", domain: str = "d", state: str = "to do", run: Any = lambda: None) -> Step:
+    return Step(key, f"train {key}", "train", model, domain, lambda: state, run)  # type: ignore[arg-type,return-value]
+
+
+def test_estimates_say_where_they_come_from(tmp_path: Path) -> None:
+    costs = Costs(tmp_path)
+    folder = tmp_path / "experiments" / "costs"
+    folder.mkdir(parents=True)
+    for key, domain, seconds in (("a", "d", 10.0), ("b", "d", 20.0), ("c", "e", 100.0)):
+        cost = {
+            "key": key,
+            "action": "train",
+            "model": "sasrec",
+            "domain": domain,
+            "seconds": seconds,
+            "finished": True,
+        }
+        (folder / f"{key}.json").write_text(json.dumps(cost))
+    (folder / "half.json").write_text("{")
+    sizes = {"d": 1_000, "e": 1_000, "f": 3_000}
+    estimates = Estimates(costs, sizes.get)
+    steps = [
+        a_step("new"),
+        a_step("a", state="begun"),
+        a_step("done", state="done"),
+        a_step("far", domain="f"),
+        a_step("other", model="fm", domain="f"),
+        a_step("nowhere", model="fm", domain="g"),
+    ]
+    found = {step.what.removeprefix("train "): step for step in estimates.of(steps)}
+    assert (found["new"].seconds, found["new"].source) == (15.0, "measured")
+    assert (found["a"].seconds, found["a"].state) == (5.0, "begun")
+    assert (found["done"].seconds, found["done"].state) == (0.0, "done")
+    assert (found["far"].seconds, found["far"].source) == (pytest.approx(130.0), "scaled")
+    assert found["other"].source == "assumed"
+    assert found["other"].seconds is not None
+    assert (found["nowhere"].seconds, found["nowhere"].source) == (None, "unknown")
+
+
+def test_time_of_several_sessions_adds_up(tmp_path: Path) -> None:
+    costs = Costs(tmp_path)
+
+    def fail() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        costs.carry_out(a_step("students/d/r", run=fail))
+    first = costs.of("students/d/r")
+    assert first is not None
+    assert not first.finished
+    assert costs.all() == []
+    costs.carry_out(a_step("students/d/r"))
+    (second,) = costs.all()
+    assert second.finished
+    assert second.seconds >= first.seconds
+    ran: list[int] = []
+    costs.carry_out(a_step("students/d/r", state="done", run=lambda: ran.append(1)))
+    assert (ran, costs.all()) == ([1], [second])
+
+
+def test_states_of_a_run(tmp_path: Path) -> None:
+    state = finished_in(tmp_path / "r", "last.json", "finished")
+    assert state() == "to do"
+    (tmp_path / "r").mkdir()
+    assert state() == "begun"
+    for text, expected in (("{", "begun"), ('{"finished": false}', "begun"), ('{"finished": true}', "done")):
+        (tmp_path / "r" / "last.json").write_text(text)
+        assert state() == expected
+
+
+# --- quintiles -------------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(0, 30), min_size=1, max_size=80))
+def test_quintiles_part_the_rows_and_never_equal_values(values: list[int]) -> None:
+    array = np.array(values, dtype=np.int64)
+    strata = quintiles(array)
+    rows = np.concatenate([stratum.rows for stratum in strata])
+    assert sorted(rows.tolist()) == list(range(len(values)))
+    for before, after in pairwise(strata):
+        assert before.high < after.low
+        assert before.number < after.number
+    assert all(1 <= stratum.number <= 5 for stratum in strata)
+
+
+def test_quintiles_of_distinct_values_are_equal_in_size() -> None:
+    assert [len(stratum.rows) for stratum in quintiles(np.arange(50))] == [10] * 5
+    assert [(s.low, s.high) for s in quintiles(np.arange(10))] == [(0, 1), (2, 3), (4, 5), (6, 7), (8, 9)]
+
+
+def test_quintiles_of_another_population() -> None:
+    items = np.array([0, 0, 1, 2, 3, 5, 8, 13, 21, 34])
+    strata = quintiles(np.array([34, 0, 34, 8, 2]), items)
+    assert [(s.number, s.rows.tolist()) for s in strata] == [(1, [1]), (2, [4]), (4, [3]), (5, [0, 2])]
