@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Any
+from typing import Any, NoReturn
 
 import typer
 
-from ckd.commands import data, reproduce, scores, students, teachers
-from ckd.errors import CkdError
+from ckd.commands import data, report, reproduce, scores, students, teachers, tune
+from ckd.errors import CkdError, ConfigError
+
+#: Set by `torchrun` in the processes that it starts.
+TORCHRUN = "TORCHELASTIC_RUN_ID"
 
 
 def _app(help: str, **settings: Any) -> typer.Typer:
@@ -34,9 +37,13 @@ app.command("finetune-teacher")(teachers.finetune_teacher)
 app.command("plan")(scores.plan)
 app.command("teacher-score")(scores.teacher_score)
 app.command("train-student")(students.train_student)
+app.command("tune")(tune.tune)
+app.command("train-baseline")(students.train_baseline)
 app.command("evaluate")(students.evaluate)
 app.command("recommend")(students.recommend)
 app.command("export")(students.export)
+app.command("report")(report.report)
+app.command("serving")(students.serving)
 
 store_app = _app("Look at score stores, and check them.")
 store_app.command("inspect")(scores.inspect)
@@ -48,25 +55,41 @@ teacher_app.command("import")(teachers.import_teacher)
 app.add_typer(teacher_app, name="teacher")
 
 reproduce_app = _app("The paper's tables and figures, one command each.")
-reproduce_app.command("table3")(reproduce.table3)
+reproduce.register(reproduce_app)
 app.add_typer(reproduce_app, name="reproduce")
 
 
 def main() -> None:
     """Run the command; a user's error becomes one line on standard error and exit code 1."""
     try:
+        _refuse_several(sys.argv[1:])
         app(prog_name="ckd")
     except CkdError as error:
         if os.environ.get("CKD_DEBUG") == "1":
             raise
-        print(f"ckd: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(1)
+        _fail(" ".join(str(error).split()))
     except OSError as error:
         if os.environ.get("CKD_DEBUG") == "1" or error.strerror is None:
             raise
         place = "" if error.filename is None else f"{error.filename}: "
-        print(f"ckd: {place}{error.strerror}. Free or allow that place, then run again.", file=sys.stderr)
-        sys.exit(1)
+        _fail(f"{place}{error.strerror}. Free or allow that place, then run again.")
+
+
+def _refuse_several(words: list[str]) -> None:
+    """Only training can be shared by several processes."""
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and TORCHRUN in os.environ and words[:1] != ["train-student"]:
+        raise ConfigError(f"ckd {' '.join(words[:1])}: only train-student can be started by torchrun; use ckd alone.")
+
+
+def _fail(message: str) -> NoReturn:
+    """End with one line; of several processes of `torchrun`, the first that fails says it, and the others just end."""
+    if TORCHRUN in os.environ:
+        from ckd.distill.parallel import fails_first
+
+        if not fails_first():
+            sys.exit(1)
+    print(f"ckd: {message}", file=sys.stderr)
+    sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,393 @@
+"""Searches hyperparameters of a student, with teachers and without, by its validation NDCG@10 and nothing else."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ckd.config import RunConfig, parse
+from ckd.data.atomic import discard_partials, replace_file, write_json
+from ckd.data.domain import Domain
+from ckd.distill import live
+from ckd.distill.checkpoint import require_same_run
+from ckd.distill.plan import Plan
+from ckd.distill.trainer import TrainingDiverged, with_defaults
+from ckd.pipelines.plan import load_plan, make_plan
+from ckd.pipelines.progress import Progress, silent
+from ckd.pipelines.reproduce.methods import table3_methods, universal
+from ckd.pipelines.score_binding import open_scores
+from ckd.pipelines.train_student import scored_teachers, train_student
+from ckd.pipelines.workspace import domain_folder, read_json, student_folder, tune_folder, versions
+from ckd.students import STUDENTS
+from ckd.tune.samplers import SAMPLERS, check_sampler
+from ckd.tune.space import Kind, Space, read_space
+from ckd.tune.trials import METRIC, Budget, Trial, best_of, load_trials, save_trials
+
+#: Describes a search, beside its trials.
+SEARCH_FILE = "search.json"
+TRIALS_FILE = "trials.parquet"
+BEST_FILE = "best.yaml"
+
+RESTART = "Give --restart to search again."
+
+OnTrial = Callable[["Search", Trial], None]
+
+
+@dataclass(frozen=True)
+class Search:
+    """A search and what it has found.
+
+    Attributes:
+        folder: where its trials lie.
+        kind: of a base model, or with teachers.
+        trials: by number.
+        best: the trial with the highest validation NDCG@10; None where all diverged.
+        budget: what it was given.
+        settings: the best values as YAML that `--config` takes.
+    """
+
+    folder: Path
+    kind: Kind
+    trials: list[Trial]
+    best: Trial | None
+    budget: Budget
+    settings: str
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """All searches of a request.
+
+    Attributes:
+        searches: base first.
+        methods: of both kinds together, a configuration with which `ckd reproduce` takes each model's best values;
+            None of a single search, where all trials diverged, or where no table has such a base model.
+    """
+
+    searches: list[Search]
+    methods: Path | None
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to search, and how.
+
+    Attributes:
+        student: a registered student.
+        kinds: `base`, `distilled`, or both, which get the same number of trials.
+        trials: how many each search has in the end.
+        sampler: `grid`, `random` or `tpe`.
+        space, vary: as `ckd.tune.space.read_space`; of two searches, the base's leaves the section `distill` out.
+        teachers: runs whose scores are distilled; none: all that have scored the plan.
+        plan: what is trained along; none: of a distilled student the plan of the configuration, of a base model one
+            without a curriculum, composed afresh every epoch. Of two searches it is the distilled student's.
+        scores: folder or URI below which the stores lie, in place of the work folder.
+        name: of the search; none: the student's, with `base` or the teachers'. Of two searches, what they begin with.
+        restart: discard a search of this name.
+    """
+
+    student: str
+    kinds: tuple[Kind, ...]
+    trials: int
+    sampler: str = "random"
+    space: Path | None = None
+    vary: tuple[str, ...] = ()
+    teachers: tuple[str, ...] = ()
+    plan: str | None = None
+    scores: str | None = None
+    name: str | None = None
+    restart: bool = False
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One search with its inputs read."""
+
+    work: Path
+    domain: str
+    student: str
+    name: str
+    kind: Kind
+    config: RunConfig
+    space: Space
+    sampler: str
+    plan: str
+    teachers: tuple[str, ...]
+    scores: str | None
+    identity: dict[str, Any]
+
+    @property
+    def folder(self) -> Path:
+        return tune_folder(self.work, self.domain, self.name)
+
+    def run(self, number: int) -> str:
+        """Name of a trial's run, gone when the trial is recorded."""
+        return f"tune-{self.name}-{number:03d}"
+
+    def run_folder(self, number: int) -> Path:
+        return student_folder(self.work, self.domain, self.run(number))
+
+
+def tune(
+    work: Path,
+    domain_name: str,
+    config: RunConfig,
+    request: Request,
+    progress: Progress = silent,
+    on_trial: OnTrial | None = None,
+) -> Tuned:
+    """Try settings of a student and keep what each reached on the validation part; the test part is not touched.
+
+    A finished trial is not repeated; a search that was killed goes on, with the values it would have tried.
+
+    Args:
+        config: what the trials start from. A base model has the student keys of its section `base` over `student`.
+        on_trial: told of each finished trial.
+
+    Raises:
+        ConfigError: unknown student, sampler, key or value.
+        DataError, StoreError: inputs are missing or do not belong together, or the name is another search's.
+    """
+    domain = Domain.load(domain_folder(work, domain_name))
+    jobs = [_job(work, domain, config, request, kind) for kind in request.kinds]
+    for job in jobs:
+        check_sampler(job.sampler, job.space, request.trials)
+        _require_valid(job)
+    found = [_search(job, request, progress, on_trial or (lambda *_: None)) for job in jobs]
+    return Tuned(found, _for_reproduce(jobs, found))
+
+
+def _job(work: Path, domain: Domain, config: RunConfig, request: Request, kind: Kind) -> _Job:
+    both = len(request.kinds) > 1
+    student_class = STUDENTS.get(request.student)
+    if kind == "base":
+        config = config.model_copy(update={"student": {**config.student, **config.base}})
+    space = read_space(request.space, request.vary, kind, student_class.Config, shared=both)
+    plan = _plan(work, domain, config, kind, None if both and kind == "base" else request.plan)
+    teachers: list[str] = []
+    if kind == "distilled":
+        teachers = list(request.teachers) or scored_teachers(work, domain.name, plan.id, request.scores)
+    readers = {run: open_scores(work, domain, plan, run, scores=request.scores) for run in teachers}
+    identity = {
+        "student": request.student,
+        "kind": kind,
+        "teachers": {run: reader.manifest.header.binding.as_dict() for run, reader in readers.items()},
+        "domain": domain.fingerprint,
+        "plan": plan.fingerprint,
+        "seed": config.seed,
+        "sampler": request.sampler,
+        "space": space.plain(),
+        "config": config.student,
+        "train": config.train.model_dump(mode="json", exclude=set(config.train.NO_IDENTITY), exclude_unset=True),
+        "distill": config.distill.model_dump(mode="json", by_alias=True) if teachers else None,
+    }
+    if request.name is None:
+        name = "-".join([request.student, *(teachers or ["base"])])
+    else:
+        name = f"{request.name}-{kind}" if both else request.name
+    return _Job(
+        work=work,
+        domain=domain.name,
+        student=request.student,
+        name=name,
+        kind=kind,
+        config=config,
+        space=space,
+        sampler=request.sampler,
+        plan=plan.id,
+        teachers=tuple(teachers),
+        scores=request.scores,
+        identity=identity,
+    )
+
+
+def _plan(work: Path, domain: Domain, config: RunConfig, kind: Kind, plan_id: str | None) -> Plan:
+    if plan_id is not None:
+        return load_plan(work, domain, plan_id)
+    if kind == "base":
+        # As published: no curriculum, batches composed afresh every epoch.
+        plain = config.plan.model_copy(update={"difficulty": "none", "buckets": 1, "pool": "fresh"})
+        config = config.model_copy(update={"plan": plain})
+    return make_plan(work, domain.name, config).plan
+
+
+def _require_valid(job: _Job) -> None:
+    """Refuse a value that fits nowhere before an hour has been spent on others."""
+    for dimension in job.space.dimensions:
+        for value in dimension.domain.bounds():
+            _settings(job, {dimension.name: value})
+
+
+def _settings(job: _Job, values: dict[str, Any]) -> RunConfig:
+    config = job.space.apply(job.config, values)
+    parse(STUDENTS.get(job.student).Config, config.student, "space: student")
+    return config
+
+
+def _search(job: _Job, request: Request, progress: Progress, on_trial: OnTrial) -> Search:
+    done = _begin(job, request.restart)
+    for number in range(len(done), request.trials):
+        values = SAMPLERS[job.sampler](job.space, job.config.seed, number, done)
+        note = f"{job.kind} trial {number + 1} of {request.trials}"
+        done.append(_try(job, number, values, note, progress))
+        found = _record(job, done)
+        # Only now: whoever is killed before this finds the run finished, and records it.
+        shutil.rmtree(job.run_folder(number), ignore_errors=True)
+        on_trial(found, done[-1])
+    return _record(job, done)
+
+
+def _begin(job: _Job, restart: bool) -> list[Trial]:
+    """The trials that are there already.
+
+    Raises:
+        DataError: the folder holds another search, or is damaged.
+    """
+    description = job.folder / SEARCH_FILE
+    if restart:
+        shutil.rmtree(job.folder, ignore_errors=True)
+        for left in job.run_folder(0).parent.glob(f"tune-{job.name}-[0-9]*"):
+            shutil.rmtree(left)
+    if not description.exists():
+        _record(job, [])
+        return []
+    discard_partials(job.folder)
+    found = read_json(description, RESTART)
+    require_same_run(
+        description, found.get("identity", {}), job.identity, "Give another --name, or --restart to discard it."
+    )
+    done = load_trials(job.folder / TRIALS_FILE)
+    for trial in done:
+        shutil.rmtree(job.run_folder(trial.number), ignore_errors=True)
+    return done
+
+
+def _try(job: _Job, number: int, values: dict[str, Any], note: str, progress: Progress) -> Trial:
+    """Train one setting."""
+
+    def on_step(epoch: int, step: int, steps: int, row: dict[str, Any]) -> None:
+        progress(step, steps, "step", f"{note} · {live.note(row)}")
+
+    try:
+        trained = train_student(
+            job.work,
+            job.domain,
+            job.student,
+            _settings(job, values),
+            teachers=job.teachers,
+            plan_id=job.plan,
+            run=job.run(number),
+            scores=job.scores,
+            on_step=on_step,
+        ).trained
+    except TrainingDiverged:
+        rows = _rows(job.run_folder(number))
+        return Trial(number, "diverged", values, None, None, None, len(rows), _seconds(rows))
+    metrics = trained.metrics
+    return Trial(
+        number=number,
+        state="complete",
+        values=values,
+        metric=metrics[METRIC],
+        recall=metrics["recall@10"],
+        best_epoch=trained.best_epoch,
+        epochs=len(trained.rows),
+        seconds=_seconds(trained.rows),
+    )
+
+
+def _rows(folder: Path) -> list[dict[str, Any]]:
+    """The log of a run that has not come to its end."""
+    path = folder / "last.json"
+    return read_json(path, RESTART)["rows"] if path.exists() else []
+
+
+def _seconds(rows: list[dict[str, Any]]) -> float:
+    return round(sum(row["seconds"] for row in rows), 3)
+
+
+def _record(job: _Job, done: list[Trial]) -> Search:
+    """Write trials, best values and budget; the description last."""
+    best = best_of(done)
+    budget = Budget.of(done)
+    settings = _snippet(job, best, budget)
+    save_trials(done, [dimension.name for dimension in job.space.dimensions], job.folder / TRIALS_FILE)
+    with replace_file(job.folder / BEST_FILE) as partial:
+        partial.write_text(settings)
+    write_json(
+        job.folder / SEARCH_FILE,
+        {
+            "identity": job.identity,
+            "metric": f"validation {METRIC}",
+            "budget": asdict(budget),
+            "best": None if best is None else {**asdict(best), "run": _identity_of(job, best)},
+            "versions": versions(),
+        },
+    )
+    return Search(job.folder, job.kind, done, best, budget, settings)
+
+
+def _identity_of(job: _Job, trial: Trial) -> dict[str, Any]:
+    """What a run trained with these values says of itself, so that a report knows it again."""
+    config = _settings(job, trial.values)
+    student_class = STUDENTS.get(job.student)
+    train = with_defaults(config.train, student_class.TRAIN_DEFAULTS)
+    return {
+        "student": job.student,
+        "config": student_class.Config.model_validate(config.student).model_dump(mode="json"),
+        "train": train.identity(),
+        "distill": config.distill.model_dump(mode="json", by_alias=True) if job.teachers else None,
+    }
+
+
+def _snippet(job: _Job, best: Trial | None, budget: Budget) -> str:
+    """The best values, with where they are from, as a file that `--config` takes."""
+    spent = _spent(budget)
+    if best is None:
+        return f"# {job.name} on {job.domain}: no trial of {budget.trials} came to its end ({spent}).\n"
+    head = (
+        f"# {job.name} on {job.domain}: best by validation NDCG@10 ({best.metric:.4f}), trial {best.number} "
+        f"of {spent}.\n"
+    )
+    sections = job.space.sections(best.values)
+    return head + (yaml.safe_dump(sections, sort_keys=False) if sections else "# The configuration as it was.\n")
+
+
+def _for_reproduce(jobs: Sequence[_Job], searches: Sequence[Search]) -> Path | None:
+    """Write the best values of the base and of the distilled model as methods of `ckd reproduce`.
+
+    What the distilled student takes goes for all students of its model, variants of an ablation included; the base
+    model's own values come over it, every one of them, so that none of the distilled student's is left there.
+    """
+    some = ("unisrec",)
+    students = (each for each in (*table3_methods(some), *universal(some)) if each.kind == "student")
+    printed = {each.model: each.name for each in students if not each.teachers}
+    best = {job.kind: (job, search.best) for job, search in zip(jobs, searches, strict=True)}
+    if len(best) < 2 or jobs[0].student not in printed:
+        return None
+    keys = list(dict.fromkeys(key for job in jobs for dimension in job.space.dimensions for key in dimension.keys))
+    methods: dict[str, dict[str, Any]] = {}
+    named: dict[Kind, str] = {"distilled": jobs[0].student, "base": printed[jobs[0].student]}
+    for kind, name in named.items():
+        job, trial = best[kind]
+        if trial is None:
+            return None
+        run = _identity_of(job, trial)
+        sections = {"student": run["config"], "train": run["train"], "distill": run["distill"] or {}}
+        split = [(key, *key.split(".", 1)) for key in keys]
+        methods[name] = {key: sections[section][each] for key, section, each in split if each in sections[section]}
+    folder = jobs[0].folder.parent
+    path = folder / f"{'+'.join(job.name for job in jobs)}.yaml"
+    budgets = "; ".join(f"{search.kind}: {_spent(search.budget)}" for search in searches)
+    with replace_file(path) as partial:
+        partial.write_text(f"# For `ckd reproduce --config`. {budgets}.\n" + yaml.safe_dump({"methods": methods}))
+    return path
+
+
+def _spent(budget: Budget) -> str:
+    return f"{budget.trials} trials, {budget.epochs:,} epochs, {budget.seconds:,.0f} s of training"

@@ -1,0 +1,251 @@
+"""The page: what it shows of a work folder, and that it needs nothing but itself."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import io
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ckd.errors import DataError
+from ckd.report.build import make_report
+from ckd.report.markup import Anchors, esc
+from ckd.report.style import CSS
+
+VOID = {"meta", "br", "hr", "link", "img", "input"}
+
+
+class Read(HTMLParser):
+    """Elements with their attributes, the text of each kind of element, and whether all are closed in order."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: dict[str, list[str]] = {}
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: Any) -> None:
+        assert len({name for name, _ in attrs}) == len(attrs)
+        self.found.append((tag, dict(attrs)))
+        if tag not in VOID and not (self.get_starttag_text() or "").endswith("/>"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_startendtag(self, tag: str, attrs: Any) -> None:
+        self.found.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        if self.open:
+            self.texts.setdefault(self.open[-1], []).append(data)
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.found if name == tag]
+
+
+@pytest.fixture(scope="module")
+def page(finished_report: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Read]:
+    out = tmp_path_factory.mktemp("page") / "report.html"
+    make_report(finished_report.work, out)
+    text = out.read_text(encoding="utf-8")
+    return text, Read(text)
+
+
+def test_it_opens_offline_and_holds_nothing_that_runs(page: tuple[str, Read]) -> None:
+    text, read = page
+    assert not {tag for tag, _ in read.found} & {"script", "link", "img", "iframe", "object", "embed", "base"}
+    for tag, attributes in read.found:
+        assert not [name for name in attributes if name.startswith("on")], tag
+        for name in ("href", "src", "xlink:href", "action"):
+            value = attributes.get(name)
+            assert value is None or value.startswith(("#", "data:text/csv;")), (tag, value)
+    assert not re.search(r"url\(|@import|https?://", text)
+
+
+def test_ids_are_unique_and_links_lead_somewhere(page: tuple[str, Read]) -> None:
+    _, read = page
+    ids = [a["id"] for _, a in read.found if "id" in a]
+    assert len(ids) == len(set(ids))
+    links = {a["href"] for a in read.all("a") if (a["href"] or "").startswith("#")}
+    assert links
+    assert links <= {f"#{ident}" for ident in ids}
+
+
+def test_names_from_data_are_text_and_nothing_else(page: tuple[str, Read]) -> None:
+    text, read = page
+    assert "alert(" in text
+    assert "<script" not in text
+    assert "\x07" not in text
+    shown = "".join("".join(parts) for parts in read.texts.values())
+    assert "<script>alert('x')</script> & \"50%\" _a_ *b* | $c$ #d {e} \\f ~^ [g] =H1 \ufffd λ²" in shown
+
+
+def test_the_override_is_stamped_in_words_with_a_sign_and_in_red(page: tuple[str, Read], finished_report: Any) -> None:
+    text, read = page
+    stamps = re.findall(r'<p class="stamp" role="note">(.*?)</p>', text, re.DOTALL)
+    # At the top, at the experiment whose table holds the run, and at the run.
+    assert len(stamps) == 3
+    for stamp in stamps:
+        assert stamp.startswith("<svg")
+        assert "Override: " in stamp
+        assert finished_report.stamp in stamp
+    assert re.search(r"\.stamp \{ border: 2px solid var\(--red\); color: var\(--red\)", CSS)
+    assert text.index('class="stamp"') < text.index("<main>")
+    assert "finished, override" in "".join(read.texts["td"])
+
+
+def test_it_shows_every_part(page: tuple[str, Read], finished_report: Any) -> None:
+    _, read = page
+    titles = read.texts["h2"]
+    assert titles == [
+        *("Tables 3 and 4: methods", "Search budgets", "Curriculum", "Runs", "Machines and versions", "Domains")
+    ]
+    captions = " ".join(read.texts["figcaption"])
+    for expected in (
+        *("Loss while training", "KL to the teachers", "Validation", "Which teacher was dropped"),
+        *("Training instances in an epoch", "Difficulty (ssl)", "Items in a sequence", "sasrec-base"),
+    ):
+        assert expected in captions
+    shown = "".join("".join(parts) for parts in read.texts.values())
+    work, domain = finished_report.work, finished_report.domain
+    described = json.loads((work / "students" / domain / "ckd-seed3" / "student.json").read_text())
+    identity = described["identity"]
+    for value in (
+        *(identity["domain"], identity["plan"], identity["teachers"]["unisrec-0"]["teacher"]),
+        json.loads((work / "students" / domain / "ckd-seed3" / "ranks-test.json").read_text())["weights"],
+        *described["versions"].values(),
+        *("distill.lambda", "config.hidden_size", "teacher_weights", "cores", "2.0 h of training"),
+        "sasrec on example-studio: 1 trials for the base model, 0 for the distilled one",
+    ):
+        assert str(value) in shown, value
+    assert {"0.1500 ±0.0707", "+25.00%", "<0.0001"} <= set(read.texts["td"])
+    assert "search sasrec-base: 1 trials, 3 epochs" in shown
+    assert "no search" in shown
+
+
+def test_every_figure_is_an_image_with_a_name_and_its_data(page: tuple[str, Read]) -> None:
+    text, _ = page
+    figures = re.findall(r"<figure>.*?</figure>", text, re.DOTALL)
+    assert len(figures) > 15
+    for figure in figures:
+        assert len(re.findall(r'<svg viewBox="0 0 420 [^>]*role="img" aria-label="[^"]+"><title>', figure)) == 1
+        assert not re.search(r"\b(nan|inf)\b", figure.split("<details>")[0])
+        found = re.search(r'href="data:text/csv;charset=utf-8;base64,([^"]+)" download="([^"]+)\.csv"', figure)
+        assert found is not None
+        rows = list(csv.reader(io.StringIO(base64.b64decode(found[1]).decode())))
+        assert len({len(row) for row in rows}) == 1
+        body = figure[figure.index("<tbody>") :]
+        assert len(rows) - 1 == body.count("<tr>")
+        assert rows[0] == [re.sub("&quot;", '"', h) for h in re.findall(r'<th scope="col">([^<]*)</th>', figure)]
+
+
+def test_the_data_behind_a_panel_is_what_was_measured(page: tuple[str, Read]) -> None:
+    text, _ = page
+    figure = next(f for f in re.findall(r"<figure>.*?</figure>", text, re.DOTALL) if "table3-3.csv" in f)
+    found = re.search(r"base64,([^\"]+)", figure)
+    assert found is not None
+    header, *rows = csv.reader(io.StringIO(base64.b64decode(found[1]).decode()))
+    assert header == ["series", "ms", "N@10", "std", "run 1", "run 2", "MB", "label", "source"]
+    assert [float(row[2]) for row in rows] == pytest.approx([0.15, 1.05, 10.05])
+    assert [row[6] for row in rows] == ["0.1", "1.0", "10.0"]
+
+
+def test_series_differ_without_colour(page: tuple[str, Read]) -> None:
+    text, _ = page
+    figure = next(f for f in re.findall(r"<figure>.*?</figure>", text, re.DOTALL) if "table3-1.csv" in f)
+    lines = re.findall(r'<polyline class="line" points="[^"]+"(?: stroke-dasharray="([^"]+)")?>', figure)
+    assert len(set(lines)) == 2
+    assert '<circle class="dot"' in figure
+    assert '<polygon class="dot"' in figure
+    assert 'class="s1 paper"' in figure
+    assert "theirs (the paper&#x27;s)" in figure
+
+
+def test_the_same_folder_gives_the_same_bytes(reported: Any, tmp_path: Path) -> None:
+    first = make_report(reported.work, tmp_path / "a.html", tmp_path / "tables-a")
+    second = make_report(reported.work, tmp_path / "b.html", tmp_path / "tables-b")
+    assert (tmp_path / "a.html").read_bytes() == (tmp_path / "b.html").read_bytes()
+    for one, other in zip(first.tables, second.tables, strict=True):
+        assert one.read_bytes() == other.read_bytes()
+    assert first.overrides == [f"students/{reported.domain}/wrong: {esc_free(first.overrides[0])}"]
+    default = make_report(reported.work)
+    assert default.path == reported.work / "report.html"
+    assert default.bytes == (tmp_path / "a.html").stat().st_size
+    assert str(tmp_path) not in default.path.read_text()
+
+
+def esc_free(line: str) -> str:
+    return line.split(": ", 1)[1]
+
+
+def test_the_stamp_is_found_wherever_the_run_states_it(reported: Any, tmp_path: Path) -> None:
+    folder = reported.work / "students" / reported.domain / "ckd-seed3"
+    described = json.loads((folder / "student.json").read_text())
+    described["identity"]["mismatches"] = {"unisrec-0": "made for plan 1"}
+    (folder / "student.json").write_text(json.dumps(described))
+    found = make_report(reported.work, tmp_path / "r.html")
+    assert f"students/{reported.domain}/ckd-seed3: trained on scores of unisrec-0 that were made for plan 1" in (
+        found.overrides
+    )
+
+
+def test_what_cannot_be_read_is_named_and_left_out(reported: Any, tmp_path: Path) -> None:
+    domain = reported.domain
+    (reported.work / "students" / domain / "wrong" / "student.json").write_text("{")
+    (reported.work / "experiments" / f"table3-{domain}.json").write_text('{"format": 0}')
+    (reported.work / "tune" / domain / "sasrec-base" / "trials.parquet").write_bytes(b"lost")
+    (reported.work / "students" / domain / "sasrec-seed3" / "last.safetensors").write_bytes(b"lost")
+    plan = next((reported.work / "plans" / domain).glob("*/plan.json"))
+    plan.write_text('{"seed": 1}')
+    found = make_report(reported.work, tmp_path / "r.html")
+    text = (tmp_path / "r.html").read_text()
+    assert (found.experiments, found.searches) == (0, 0)
+    assert len(found.problems) == 5
+    for problem, place in zip(
+        sorted(found.problems),
+        [
+            f"experiments/table3-{domain}.json: not of format",
+            f"plans/{domain}/{plan.parent.name}/plan.json: not what ckd writes (KeyError: 'fingerprint')",
+            f"students/{domain}/sasrec-seed3/last.safetensors: not a readable checkpoint",
+            f"students/{domain}/wrong/student.json: not valid JSON",
+            f"tune/{domain}/sasrec-base/trials.parquet: damaged",
+        ],
+        strict=True,
+    ):
+        assert problem.startswith(place)
+        assert esc(problem) in text
+
+
+def test_an_unfinished_run_says_so(reported: Any, tmp_path: Path) -> None:
+    folder = reported.work / "students" / reported.domain / "sasrec-seed3"
+    for name in ("last.json", "best.json", "last.safetensors", "ranks-test.json"):
+        (folder / name).unlink()
+    (folder / "log.csv").write_text(
+        "epoch,stage,loss,ce,seconds,valid_ndcg@10\n0,1,2.5,2.5,0.1,\n1,0,2.0,2.0,0.1,0.3\n"
+    )
+    make_report(reported.work, tmp_path / "r.html")
+    read = Read((tmp_path / "r.html").read_text())
+    assert "unfinished" in read.texts["td"]
+
+
+def test_nothing_to_report(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no such folder"):
+        make_report(tmp_path / "absent")
+    with pytest.raises(DataError, match="nothing to report"):
+        make_report(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_anchors() -> None:
+    anchor = Anchors()
+    assert [anchor("a b"), anchor("A", "b"), anchor("<>"), anchor("é")] == ["a-b", "a-b-2", "part", "part-2"]
