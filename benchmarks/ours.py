@@ -18,9 +18,9 @@ from ckd.config import load_config, parse
 from ckd.data.domain import Domain
 from ckd.distill.trainer import Trainer, with_defaults
 from ckd.evaluation.ranks import rank_targets
+from ckd.pipelines.distillation import distillation_from
 from ckd.pipelines.plan import make_plan
 from ckd.pipelines.score_binding import open_scores
-from ckd.pipelines.train_student import distillation_from
 from ckd.pipelines.workspace import domain_folder
 from ckd.students import STUDENTS
 

@@ -14,11 +14,16 @@ import os
 import time
 from pathlib import Path
 
+import scipy.sparse
 import torch
 import yaml
 from recbole.config import Config
 from recbole.data import create_dataset, data_preparation
 from recbole.utils import get_model, get_trainer, init_seed
+
+# RecBole's LightGCN fills its graph by a method that scipy has dropped.
+if not hasattr(scipy.sparse.dok_matrix, "_update"):
+    scipy.sparse.dok_matrix._update = lambda matrix, values: matrix._dict.update(values)
 
 WARM_UP = 3
 LENGTHS = (2, 4, 8, 16, 50)
