@@ -10,45 +10,31 @@ import csv
 import json
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch.nn import functional as F
 
 from ckd.config import TrainConfig
 from ckd.data.atomic import discard_partials, replace_file, write_json
-from ckd.data.batch import Batch, Batches, to_device
+from ckd.data.batch import Batches, to_device
 from ckd.data.domain import Domain
 from ckd.distill.checkpoint import TrainState, generator_state, load_checkpoint, save_checkpoint
 from ckd.distill.events import Events, require_tensorboard
 from ckd.distill.feed import Ahead
-from ckd.distill.losses import (
-    CatalogueTarget,
-    Direction,
-    DistillationTarget,
-    InBatchTarget,
-    distillation_loss,
-    full_softmax_loss,
-    in_batch_cross_entropy,
-    masked_log_softmax,
-    unfactored_divergence,
-)
 from ckd.distill.masks import in_batch_mask
-from ckd.distill.parallel import ALONE, Parallel, Share
+from ckd.distill.objective import Distillation, Floats, Objective, Step
+from ckd.distill.parallel import ALONE, Parallel
 from ckd.distill.plan import FULL, Plan, batch_hash
-from ckd.distill.target import CatalogueRows, Target, TargetBuilder, TargetCache
 from ckd.errors import CkdError, ConfigError, DataError, StoreError
 from ckd.evaluation.metrics import ranking_metrics
 from ckd.evaluation.ranks import rank_targets
 from ckd.nn.recommender import Recommender
 from ckd.nn.weights import put_weights, read_weights, write_weights
-
-Floats = npt.NDArray[np.floating]
 
 OnStep = Callable[[int, int, int, dict[str, Any]], None]
 
@@ -57,61 +43,6 @@ TARGET_MEMORY = 1 << 30
 
 #: A loss beyond this has exploded: the log of any catalogue's size is far below.
 EXPLODED = 1e5
-
-
-class ScoreSource(Protocol):
-    """Streams the stored scores of several teachers in the order that training asks for."""
-
-    def stream(self, batch_ids: Iterable[int], *, dtype: None) -> Iterable[tuple[int, Sequence[Floats]]]:
-        """Batch id and one (B, B) array of log-scores for each teacher, in the type that they are stored in.
-
-        To distil over the catalogue: (B, d) user vectors over the stored temperature.
-        """
-        ...
-
-
-@dataclass(frozen=True)
-class Distillation:
-    """What a distilled student learns from.
-
-    Attributes:
-        scores: the stored scores.
-        target: how they become a target.
-        weight: lambda of Eq. (10).
-        direction: which way round the divergence is.
-        tables: to distil over the catalogue, each teacher's (n_items + 1, d) item vectors.
-        temperatures: by teacher, the tau that `target` brings its scores to; for the record.
-    """
-
-    scores: ScoreSource
-    target: TargetBuilder
-    weight: float
-    direction: Direction = "student"
-    tables: Sequence[torch.Tensor] = ()
-    temperatures: Mapping[str, float] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Step:
-    """One batch ready for training: this process's rows of it, against the items of all rows.
-
-    Attributes:
-        batch_id: its number in the plan.
-        share: which rows, of how many.
-        batch: those rows.
-        users: (B,) the users of the whole batch.
-        items: (B,) its targets, which are its columns.
-        mask: (rows, B) True where the column counts for the row, where a loss needs it.
-        scores: each teacher's stored scores of the rows, or its vectors.
-    """
-
-    batch_id: int
-    share: Share
-    batch: Batch
-    users: torch.Tensor
-    items: torch.Tensor
-    mask: torch.Tensor | None
-    scores: Sequence[torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -172,7 +103,6 @@ class Trainer:
         self.config = config
         self.folder = folder
         self.identity = identity
-        self.distillation = distillation if distillation and distillation.weight > 0 else None
         self.on_step = on_step if on_step and parallel.first else lambda *_: None
         self.on_epoch = on_epoch if on_epoch and parallel.first else lambda _: None
         self.keep = keep if keep and parallel.first else lambda _: None
@@ -186,11 +116,16 @@ class Trainer:
             fused=True,
         )
         self.state = TrainState()
-        self.targets = TargetCache(0 if plan.config.pool == "fresh" else TARGET_MEMORY)
-        self.tables = [table.to(self.device) for table in self.distillation.tables] if self.distillation else []
         self.seed = seed
         counts = torch.from_numpy(domain.popularity).double().clamp_min(1)
-        self.log_popularity = (counts / counts.sum()).log().float().to(self.device)
+        self.objective = Objective(
+            self.model,
+            config.ce,
+            (counts / counts.sum()).log().float().to(self.device),
+            distillation,
+            # Batches that are composed afresh every epoch never come again.
+            cached=0 if plan.config.pool == "fresh" else TARGET_MEMORY,
+        )
 
     def fit(self) -> Trained:
         """Train until early stopping or the last planned epoch, from the last checkpoint where there is one.
@@ -264,12 +199,13 @@ class Trainer:
         if self.device.type == "cuda" and self.device.index is not None:
             # What this thread pins for a GPU of several belongs to that one.
             torch.cuda.set_device(self.device)
-        if self.distillation is None:
+        distillation, known = self.objective.distillation, self.objective.targets
+        if distillation is None:
             yield from ((batch_id, ()) for batch_id in ids)
             return
-        unread = iter(self.distillation.scores.stream([i for i in ids if i not in self.targets], dtype=None))
+        unread = iter(distillation.scores.stream([i for i in ids if i not in known], dtype=None))
         for batch_id in ids:
-            yield (batch_id, ()) if batch_id in self.targets else next(unread)
+            yield (batch_id, ()) if batch_id in known else next(unread)
 
     def _prepare(self, raw: tuple[int, Sequence[Floats]]) -> Step:
         """Runs in the background thread: tensors on the device, and the mask where a loss needs one."""
@@ -290,20 +226,17 @@ class Trainer:
             both = (torch.from_numpy(values.astype(np.int64)) for values in (users, targets))
             everybody, items = (to_device(values, self.device) for values in both)
         mask = None
-        if self.distillation is not None or self.config.ce != "full":
+        if self.objective.needs_mask:
             mask = to_device(torch.from_numpy(in_batch_mask(users, targets)[share.rows]), self.device)
         tensors = [to_device(torch.from_numpy(s[share.rows]), self.device) for s in scores]
         return Step(batch_id, share, batch, everybody, items, mask, tensors)
 
     def _step(self, step: Step) -> dict[str, torch.Tensor]:
         """Forward, backward and update; returns the parts of the loss."""
-        target = self._target(step)
+        target = self.objective.target(step)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
             encoded, table = self.model(step.batch)
-            parts = self._loss(step, encoded, table, target)
-        if self.distillation is not None and target is not None:
-            names = self.distillation.target.teachers
-            parts |= {f"dropped_{name}": share for name, share in zip(names, target.dropped, strict=True)}
+            parts = self.objective.loss(step, encoded, table, target)
         self.optimizer.zero_grad(set_to_none=True)
         weight = step.share.weight
         torch.autograd.backward(parts["loss"], torch.full_like(parts["loss"], weight))
@@ -312,88 +245,6 @@ class Trainer:
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
         self.optimizer.step()
         return parts
-
-    def _target(self, step: Step) -> Target | CatalogueRows | None:
-        """The batch's target, a function of plan and stored scores: a batch that is met again has it already.
-
-        Over the catalogue it is only described here, and made block by block by the loss.
-        """
-        if self.distillation is None:
-            return None
-        if self.tables:
-            rows = step.batch.users, step.batch.targets
-            return CatalogueRows(self.distillation.target, step.scores, self.tables, *rows, step.users, step.items)
-        found = self.targets.get(step.batch_id)
-        if found is None:
-            assert step.mask is not None
-            found = self.distillation.target(step.scores, step.mask)
-            self.targets.put(step.batch_id, found)
-        return found
-
-    def _loss(
-        self, step: Step, encoded: torch.Tensor, table: torch.Tensor | None, target: Target | CatalogueRows | None
-    ) -> dict[str, torch.Tensor]:
-        """L = CE + lambda * KL (Eq. 10) and its parts; CE is the base model's own loss where it has one."""
-        distill = self._distill(step, target)
-        own = self.model.base_loss(step.batch, encoded, table)
-        if own is None and self.config.ce == "full" and table is not None:
-            loss, ce, kd = full_softmax_loss(
-                encoded,
-                table,
-                step.batch.targets,
-                scale=self.model.logit_scale,
-                pad_in_softmax=self.model.pad_in_softmax,
-                distill=distill,
-            )
-            return {"loss": loss, "ce": ce, **({"kd": kd} if distill else {})}
-        if own is None and self.config.ce == "full":
-            first = 0 if self.model.pad_in_softmax else 1
-            scores = self.model.score_items(encoded).float() * self.model.logit_scale
-            own = F.cross_entropy(scores[:, first:], step.batch.targets - first)
-        in_batch = isinstance(distill, InBatchTarget)
-        logits = self._in_batch_logits(step.items, encoded, table) if own is None or in_batch else None
-        if own is None:
-            assert logits is not None
-            assert step.mask is not None
-            log_popularity = self.log_popularity[step.items] if self.config.ce == "in-batch-logq" else None
-            first = step.share.rows.start
-            own = in_batch_cross_entropy(logits, step.mask, log_popularity=log_popularity, first=first)
-        if distill is None:
-            return {"loss": own, "ce": own}
-        if isinstance(distill, CatalogueTarget):
-            weighted, kd = self._catalogue_divergence(encoded, table, distill)
-            return {"loss": own + weighted, "ce": own, "kd": kd}
-        assert logits is not None
-        log_p = masked_log_softmax(logits, distill.mask)
-        kd = distillation_loss(log_p, distill.log_q, direction=distill.direction)
-        return {"loss": own + distill.weight * kd, "ce": own, "kd": kd}
-
-    def _distill(self, step: Step, target: Target | CatalogueRows | None) -> DistillationTarget | None:
-        if self.distillation is None or target is None:
-            return None
-        weight, direction = self.distillation.weight, self.distillation.direction
-        if isinstance(target, CatalogueRows):
-            return CatalogueTarget(target, target.step, weight, direction)
-        assert step.mask is not None
-        return InBatchTarget(target.log_q, step.mask, weight, direction, step.items)
-
-    def _catalogue_divergence(
-        self, encoded: torch.Tensor, table: torch.Tensor | None, distill: CatalogueTarget
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """lambda * KL and KL over all items, beside a CE that is taken elsewhere."""
-        model = self.model
-        if model.factored:
-            table = model.item_table() if table is None else table
-            loss, _, kd = full_softmax_loss(encoded, table, None, scale=model.logit_scale, distill=distill)
-            return loss, kd
-        side = model.item_side(torch.arange(len(self.tables[0]), device=self.device))
-        kd = unfactored_divergence(lambda block: model.score_side(block, side) * model.logit_scale, encoded, distill)
-        return distill.weight * kd, kd
-
-    def _in_batch_logits(self, items: torch.Tensor, encoded: torch.Tensor, table: torch.Tensor | None) -> torch.Tensor:
-        """(rows, B) scores of the batch's target items (B,), times the model's logit scale."""
-        logits = self.model.score_items(encoded, items) if table is None else encoded @ table[items].T
-        return logits if self.model.logit_scale == 1.0 else logits * self.model.logit_scale
 
     def _accumulate(self, parts: dict[str, torch.Tensor], step: Step) -> dict[str, float]:
         """Add the parts of the loss to the epoch's; their values."""

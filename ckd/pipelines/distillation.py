@@ -13,9 +13,9 @@ from ckd.config import DistillConfig
 from ckd.data.batch import Batches
 from ckd.data.domain import Domain
 from ckd.distill.masks import in_batch_mask
+from ckd.distill.objective import Distillation
 from ckd.distill.plan import Plan
 from ckd.distill.target import CatalogueRows, TargetBuilder, measure_epsilon
-from ckd.distill.trainer import Distillation
 from ckd.errors import ConfigError, StoreError
 from ckd.pipelines.calibration import temperature_of
 from ckd.pipelines.finetune_teacher import load_result

@@ -26,9 +26,10 @@ from ckd.config import DistillConfig, PlanConfig, TrainConfig, parse
 from ckd.data.batch import Batch, Batches
 from ckd.data.domain import Domain
 from ckd.data.example import TINY, make_example
+from ckd.distill.objective import Distillation
 from ckd.distill.plan import Plan, build_plan
 from ckd.distill.target import TargetBuilder
-from ckd.distill.trainer import Distillation, Trained, Trainer
+from ckd.distill.trainer import Trained, Trainer
 from ckd.errors import ConfigError
 from ckd.evaluation.ranks import rank_targets
 from ckd.nn.recommender import ModelConfig, Recommender

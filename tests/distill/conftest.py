@@ -13,10 +13,11 @@ import torch
 
 from ckd.config import DistillConfig, PlanConfig, TrainConfig
 from ckd.data.domain import Domain, leave_one_out
+from ckd.distill.objective import Distillation
 from ckd.distill.parallel import ALONE, Parallel
 from ckd.distill.plan import Plan, build_plan
 from ckd.distill.target import TargetBuilder
-from ckd.distill.trainer import Distillation, Trainer
+from ckd.distill.trainer import Trainer
 from ckd.nn.recommender import Recommender
 from ckd.students.sasrec import SASRec, SASRecConfig
 

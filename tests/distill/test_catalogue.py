@@ -24,9 +24,10 @@ from ckd.distill.losses import (
     unfactored_divergence,
 )
 from ckd.distill.masks import catalogue_mask
+from ckd.distill.objective import Distillation
 from ckd.distill.plan import Plan
 from ckd.distill.target import CatalogueRows, TargetBuilder, measure_epsilon
-from ckd.distill.trainer import Distillation, Trainer
+from ckd.distill.trainer import Trainer
 from ckd.nn.recommender import Recommender
 from ckd.students import STUDENTS
 from ckd.students.sasrec import SASRec, SASRecConfig
@@ -258,8 +259,8 @@ def teach(trainer: Trainer, weight: float = 2.5) -> Trainer:
     """The trainer with three teachers over the catalogue, half of whose instances keep all of them."""
     vectors = DrawnVectors(trainer.plan, trainer.domain, 3)
     builder = builder_of()
-    trainer.distillation = Distillation(vectors, builder, weight, tables=vectors.tables) if weight else None
-    trainer.tables = vectors.tables if weight else []
+    trainer.objective.distillation = Distillation(vectors, builder, weight, tables=vectors.tables) if weight else None
+    trainer.objective.tables = vectors.tables if weight else []
     step = trainer._prepare(next(vectors.stream([0])))
     rows = CatalogueRows(builder, step.scores, vectors.tables, step.users, step.items, step.users, step.items)
     builder.epsilon = measure_epsilon(builder, [rows.scores(slice(None))], 0.5)
@@ -268,9 +269,9 @@ def teach(trainer: Trainer, weight: float = 2.5) -> Trainer:
 
 def reference(trainer: Trainer) -> tuple[float, float]:
     """CE and KL of the first batch over the catalogue, all scores at once."""
-    assert trainer.distillation is not None
-    step = trainer._prepare(next(iter(trainer.distillation.scores.stream([0], dtype=None))))
-    target = trainer._target(step)
+    assert trainer.objective.distillation is not None
+    step = trainer._prepare(next(iter(trainer.objective.distillation.scores.stream([0], dtype=None))))
+    target = trainer.objective.target(step)
     assert isinstance(target, CatalogueRows)
     log_q, mask = target(slice(0, len(step.batch)))
     with torch.no_grad():
@@ -314,7 +315,7 @@ def test_the_first_loss_is_the_configured_one(
     assert row["kd"] == pytest.approx(kd, rel=1e-5)
     assert row["loss"] == pytest.approx(row["ce"] + 2.5 * kd, rel=1e-5)
     assert sum(row[f"dropped_{name}"] for name in "abc") == pytest.approx(0.5, abs=0.1)
-    assert trainer.targets.get(0) is None
+    assert trainer.objective.targets.get(0) is None
     if kind is OwnLoss:
         assert row["ce"] == 7.0
     elif ce == "full":
@@ -366,9 +367,9 @@ def test_every_student_is_distilled_over_all_items(
     trainer = teach(make_trainer(tmp_path, domain=domain, model=model, plan=ONE_BATCH))
     model.eval()
     _, expected = reference(trainer)
-    assert trainer.distillation is not None
-    step = trainer._prepare(next(iter(trainer.distillation.scores.stream([0], dtype=None))))
-    parts = trainer._loss(step, *model(step.batch), trainer._target(step))
+    assert trainer.objective.distillation is not None
+    step = trainer._prepare(next(iter(trainer.objective.distillation.scores.stream([0], dtype=None))))
+    parts = trainer.objective.loss(step, *model(step.batch), trainer.objective.target(step))
     assert float(parts["kd"].detach()) == pytest.approx(expected, rel=1e-4)
     parts["loss"].backward()
     gradients = [p.grad for p in model.parameters() if p.grad is not None]

@@ -20,9 +20,10 @@ from ckd.config import DistillConfig
 from ckd.data.batch import Batch
 from ckd.data.domain import Domain
 from ckd.distill.losses import distillation_loss, masked_log_softmax
+from ckd.distill.objective import Distillation
 from ckd.distill.plan import FULL
 from ckd.distill.target import TargetBuilder
-from ckd.distill.trainer import Distillation, Trainer, TrainingDiverged
+from ckd.distill.trainer import Trainer, TrainingDiverged
 from ckd.errors import StoreError
 from ckd.nn.frozen import FrozenTable
 from ckd.nn.recommender import Recommender
@@ -126,10 +127,10 @@ def test_the_first_loss_is_the_configured_one(make_trainer: MakeTrainer, tmp_pat
 
 def test_the_first_distilled_loss_is_the_papers(make_trainer: MakeTrainer, tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path, plan=ONE_BATCH, student=NO_DROPOUT, teachers=3, weight=2.5)
-    assert trainer.distillation is not None
-    step = trainer._prepare(next(iter(trainer.distillation.scores.stream([0]))))  # type: ignore[arg-type]
+    assert trainer.objective.distillation is not None
+    step = trainer._prepare(next(iter(trainer.objective.distillation.scores.stream([0]))))  # type: ignore[arg-type]
     assert step.mask is not None
-    builder = trainer.distillation.target
+    builder = trainer.objective.distillation.target
     builder.epsilon = float(builder.disagreement(step.scores, step.mask).median())
     target = builder(step.scores, step.mask)
     with torch.no_grad():
@@ -265,7 +266,7 @@ def test_distillation_pulls_the_student_to_its_teacher(
             patience=100,
         )
         builder = TargetBuilder(DistillConfig(), ["one"], [1.0], [1.0], epsilon=0.0)
-        trainer.distillation = Distillation(Tastes(), builder, weight)
+        trainer.objective.distillation = Distillation(Tastes(), builder, weight)
         return [row["kd"] for row in trainer.fit().rows]
 
     trainer = make_trainer(tmp_path / "unused")
