@@ -64,10 +64,11 @@ def decode_f16(payload: bytes, rows: int, cols: int) -> np.ndarray:
 
 
 def decode_u8(payload: bytes, rows: int, cols: int) -> np.ndarray:
-    highest = np.frombuffer(payload, "<f4", rows)[:, None]
-    steps = np.frombuffer(payload, "<f4", rows, 4 * rows)[:, None]
-    codes = np.frombuffer(payload, np.uint8, offset=8 * rows).reshape(rows, cols).astype(np.float64)
-    return log_softmax(highest - codes * codes * steps)
+    steps = np.frombuffer(payload[: 4 * rows], "<f4")[:, None]
+    highest = np.frombuffer(payload[4 * rows : 6 * rows], "<f2")[:, None].astype(np.float32)
+    mix = np.frombuffer(payload[6 * rows : 8 * rows], "<u2")[:, None] / np.float32(65535)
+    codes = np.frombuffer(payload[8 * rows :], np.uint8).reshape(rows, cols).astype(np.float32)
+    return log_softmax(highest - codes * (255 * (1 - mix) * steps + mix * steps * codes))
 
 
 @pytest.mark.parametrize(("codec", "decode", "atol"), [("f16", decode_f16, 0.01), ("u8", decode_u8, 0.1)])
