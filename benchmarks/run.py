@@ -1,6 +1,7 @@
 """All benchmarks, one after the other: `make bench DATA=FOLDER`, or `make bench` for what needs no real data.
 
-With data, the store is measured on a teacher's real scores of `scientific`, and training beside RecBole.
+With data, the store is measured on a teacher's real scores of `scientific`, the cost of scoring on `scientific`, and
+training beside RecBole; without, the store on synthetic scores, and the cost of scoring on the built-in example.
 """
 
 from __future__ import annotations
@@ -52,12 +53,14 @@ def main() -> None:
         "--data", type=Path, help=f"folder that holds the domain {DOMAIN!r} in RecBole's benchmark form"
     )
     arguments = parser.parse_args()
-    store = [sys.executable, "-m", "benchmarks.store"]
+    store, scoring = ([sys.executable, "-m", f"benchmarks.{name}"] for name in ("store", "scoring"))
     if arguments.data is None:
         subprocess.run(store, check=True)
+        subprocess.run(scoring, check=True)
         print("\nTraining beside RecBole needs real data: make bench DATA=FOLDER")
         return
     subprocess.run([*store, "--scores", real_scores(arguments.data)], check=True)
+    subprocess.run([*scoring, "--data", arguments.data], check=True)
     subprocess.run([sys.executable, "-m", "benchmarks.training", "--data", arguments.data], check=True)
 
 

@@ -37,7 +37,7 @@ def prepare(
 
 
 def example(work: Work = WORK, seed: Seed = None, json: Json = False) -> None:
-    """Generate the built-in example: two source domains and a target."""
+    """Generate the built-in example: two source domains and a target, their pictures encoded."""
     from ckd import views
     from ckd.pipelines.example import prepare_example
 
@@ -49,7 +49,7 @@ def encode_items(
     modality: Annotated[str | None, typer.Option(help="text, the default, or image.")] = None,
     feature: Annotated[str | None, typer.Option(help="Name of the feature; without, the modality's.")] = None,
     model: Annotated[
-        str | None, typer.Option(help="Folder or hub id of the encoder; for images an open_clip name.")
+        str | None, typer.Option(help="Folder or hub id of the encoder; for images an open_clip name, or pixels.")
     ] = None,
     images: Annotated[Path | None, typer.Option(help="Folder of pictures named by raw item id.")] = None,
     vectors: Annotated[Path | None, typer.Option(help="Import ready-made vectors from this file instead.")] = None,

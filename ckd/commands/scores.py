@@ -7,11 +7,30 @@ from typing import Annotated
 
 import typer
 
-from ckd.commands.options import WORK, Config, DomainName, Json, Override, PlanId, Scores, Seed, Work, settings_of
+from ckd.commands.options import (
+    WORK,
+    Config,
+    DomainName,
+    Json,
+    Override,
+    PlanId,
+    Scores,
+    Seed,
+    Work,
+    names_in,
+    settings_of,
+)
 
 
 def plan(
     domain: DomainName,
+    scored_plan: Annotated[
+        str | None, typer.Option(help="With plan.difficulty=teacher_loss or teacher_disagreement: the scored plan.")
+    ] = None,
+    teachers: Annotated[
+        str | None, typer.Option(help="With --scored-plan: whose scores, separated by commas; without, all that are.")
+    ] = None,
+    scores: Scores = None,
     show: Annotated[bool, typer.Option("--show", help="Print the curriculum stage by stage, and draw it.")] = False,
     figure: Annotated[Path | None, typer.Option(help="Where to draw it: .png, .svg or .pdf.")] = None,
     dry_run: Annotated[
@@ -26,15 +45,18 @@ def plan(
     """Plan which instances share a batch and in which order batches are trained on."""
     from ckd import console, views
     from ckd.pipelines import plan as pipeline
+    from ckd.pipelines.teacher_difficulty import scores_for_plan
 
     settings = settings_of(config, override, seed)
-    if dry_run:
-        views.plan_estimate(pipeline.preview(work, domain, settings), json)
-        return
     if figure:
         pipeline.check_picture(figure)
+    runs = names_in(teachers) if teachers else None
     with console.bars() as bars:
-        planned = pipeline.make_plan(work, domain, settings, bars)
+        known = scores_for_plan(work, domain, settings.plan, scored_plan, runs, scores, bars)
+        if dry_run:
+            views.plan_estimate(pipeline.preview(work, domain, settings, known), json)
+            return
+        planned = pipeline.make_plan(work, domain, settings, bars, known)
     drawn = None
     if show or figure:
         drawn = pipeline.draw(planned.plan, figure or planned.folder / "curriculum.png", title=domain)
@@ -60,6 +82,7 @@ def teacher_score(
     """Stage one: write a teacher's in-batch softmax scores of every planned batch."""
     from ckd import console, views
     from ckd.pipelines import teacher_score as pipeline
+    from ckd.pipelines.score_estimate import estimate_scoring
 
     settings = settings_of(config, [*(override or []), *([f"score.codec={codec}"] if codec else [])])
     if user_vectors or item_vectors:
@@ -71,7 +94,7 @@ def teacher_score(
     if dry_run:
         views.record(
             f"Scoring {domain} with {teacher} would take",
-            pipeline.estimate_scoring(work, domain, teacher, settings, plan),
+            estimate_scoring(work, domain, teacher, settings, plan),
             json,
         )
         return

@@ -1,4 +1,4 @@
-"""The example domains as prepared domains on disk."""
+"""The example domains as prepared domains on disk, their pictures encoded."""
 
 from __future__ import annotations
 
@@ -6,27 +6,41 @@ from pathlib import Path
 
 from ckd.data.domain import Domain
 from ckd.data.example import DEFAULT, ExampleSize, make_example
+from ckd.data.features import IMAGE, load_features
 from ckd.errors import DataError
+from ckd.pipelines.encode_items import EncodeConfig, encode_items
+from ckd.pipelines.workspace import domain_folder
+from ckd.teachers.encoders.image import PIXELS, ImageEncoderConfig
 
 
 def prepare_example(work: Path, seed: int = 2024, size: ExampleSize = DEFAULT) -> list[Domain]:
     """Write the example domains under `work/domains/<name>/`, sources first; what is there already stays untouched.
 
+    Their pictures become the feature `image` through the encoder `pixels`, which needs no weights: shapes in colours
+    and patterns are what it measures, and trained encoders have seen nothing like them.
+
     Raises:
         ConfigError: the seed is negative.
         DataError: a domain of that name is there that is no example.
     """
-    return [_keep_or_save(domain, work / "domains" / name) for name, domain in make_example(seed, size).items()]
+    domains = []
+    for name, domain in make_example(seed, size).items():
+        stored = _stored(domain, domain_folder(work, name))
+        domains.append(stored or domain.save(domain_folder(work, name)))
+        if stored is None or not _has_pictures(stored):
+            image = ImageEncoderConfig(model=PIXELS, device="cpu")
+            encode_items(work, name, EncodeConfig(modality="image", image=image))
+    return domains
 
 
-def _keep_or_save(domain: Domain, folder: Path) -> Domain:
-    """The stored domain where it equals `domain` in content, pictures and notes, otherwise `domain`, saved."""
+def _stored(domain: Domain, folder: Path) -> Domain | None:
+    """The stored domain where it equals `domain` in content, pictures and notes."""
     if not folder.exists():
-        return domain.save(folder)
+        return None
     try:
         stored = Domain.load(folder)
     except DataError:  # an example that an older version wrote, or that was damaged: made anew
-        return domain.save(folder)
+        return None
     if stored.notes.get("source") != "example":
         raise DataError(f"{folder}: holds a domain that is no example. Move it away, or choose another work folder.")
     same = (
@@ -34,4 +48,13 @@ def _keep_or_save(domain: Domain, folder: Path) -> Domain:
         and stored.notes == domain.notes
         and stored.item_table.equals(domain.item_table)
     )
-    return stored if same else domain.save(folder)
+    return stored if same else None
+
+
+def _has_pictures(domain: Domain) -> bool:
+    """Whether the pictures are encoded, by whatever encoder."""
+    try:
+        load_features(domain, IMAGE)
+    except DataError:  # none, or damaged
+        return False
+    return True

@@ -53,7 +53,9 @@ def image_coverage(
     feature: str = IMAGE,
     progress: Progress = silent,
 ) -> list[Covered]:
-    """Fine-tune UniM²Rec once for each coverage, on features `<feature>-<percent>` made from `feature`.
+    """Fine-tune UniM²Rec once for each coverage, on features `<feature>-<percent>-seed<seed>` made from `feature`.
+
+    Runs are called after the features. A finished one is not repeated.
 
     Raises:
         DataError: the domain or its feature is missing.
@@ -63,7 +65,9 @@ def image_coverage(
     whole = load_features(domain, feature)
     results = []
     for coverage in coverages:
-        covered = replace(cover(whole, coverage, config.seed), name=f"{feature}-{round(100 * coverage)}")
+        covered = replace(
+            cover(whole, coverage, config.seed), name=f"{feature}-{round(100 * coverage)}-seed{config.seed}"
+        )
         save_features(folder, covered)
         run_config = config.model_copy(update={"teacher": {**config.teacher, "image_feature": covered.name}})
         run = f"unim2rec-{covered.name}"

@@ -18,12 +18,12 @@ from ckd.data.batch import Batches
 from ckd.data.domain import Domain
 from ckd.distill.plan import Plan
 from ckd.distill.trainer import pick_device
-from ckd.errors import ConfigError
+from ckd.pipelines.calibration import asks_for_calibration, calibrated_temperature
 from ckd.pipelines.finetune_teacher import finetune_teacher, load_teacher
-from ckd.pipelines.plan import estimate, load_plan
+from ckd.pipelines.plan import load_plan
 from ckd.pipelines.progress import Progress, silent
 from ckd.pipelines.score_binding import index_of, store_location
-from ckd.pipelines.teacher_vectors import TeacherVectors, encode_teacher, gather
+from ckd.pipelines.teacher_vectors import TeacherVectors, encode_teacher, gather, vectors_folder
 from ckd.pipelines.workspace import domain_folder
 from ckd.store.binding import Binding
 from ckd.store.codecs import CODECS
@@ -34,9 +34,6 @@ from ckd.store.writer import write_store
 
 #: (rows, cols) log-scores of a batch.
 Rescore = Callable[[int], npt.NDArray[np.float32]]
-
-#: Instances that a dry run encodes to estimate the time.
-PROBE = 2048
 
 
 @dataclass(frozen=True)
@@ -53,25 +50,6 @@ class Scored:
     location: str
     manifest: Manifest
     encoded: int
-    seconds: float
-
-
-@dataclass(frozen=True)
-class ScoreEstimate:
-    """What scoring would take.
-
-    Attributes:
-        instances, items: to encode, once each.
-        batches, rows: matrices and their rows.
-        bytes: on disk with the chosen codec.
-        seconds: of encoding, by the rate at which a few instances and items were encoded.
-    """
-
-    instances: int
-    items: int
-    batches: int
-    rows: int
-    bytes: int
     seconds: float
 
 
@@ -103,6 +81,9 @@ def teacher_score(
     domain = Domain.load(domain_folder(work, domain_name))
     plan = load_plan(work, domain, plan_id)
     job = _prepare(work, domain, plan, teacher_run, config, scores, progress)
+    if asks_for_calibration(config.distill, teacher_run):
+        # Stage two then needs nothing of the teacher but its scores.
+        calibrated_temperature(work, domain, teacher_run, config.train.device)
     if workers == 1:
         manifest = _write(job, progress)
     else:
@@ -138,8 +119,8 @@ def _prepare(
         temperature=config.score.temperature or teacher.temperature,
         similarity=teacher.similarity,
     )
-    folder = work / "cache" / "vectors" / f"{fingerprint}-{domain.fingerprint}"
     device = pick_device(config.train.device)
+    folder = vectors_folder(work, fingerprint, domain)
     vectors = encode_teacher(folder, teacher, domain, device, config.score.encode_batch, progress)
     return _Job(
         domain, plan, binding, vectors, config.score, store_location(work, domain.name, plan, teacher_run, scores)
@@ -216,41 +197,3 @@ def rescorer(
         return log_scores
 
     return rescore
-
-
-def estimate_scoring(
-    work: Path, domain_name: str, teacher_run: str, config: RunConfig, plan_id: str | None = None
-) -> ScoreEstimate:
-    """What `teacher_score` would compute and write; nothing is written.
-
-    Raises:
-        DataError, StoreError: as `teacher_score`.
-        ConfigError: unknown codec.
-    """
-    CODECS.get(config.score.codec)
-    domain = Domain.load(domain_folder(work, domain_name))
-    plan = load_plan(work, domain, plan_id)
-    teacher, _, _ = load_teacher(work, domain, teacher_run)
-    device = pick_device(config.train.device)
-    if isinstance(teacher, nn.Module):
-        teacher.to(device)
-    instances = domain.instances("train")
-    # Evenly spread, so that short and long histories are in it as they are in the whole.
-    ids = np.unique(np.linspace(0, len(instances) - 1, PROBE).astype(np.int64))
-    numbers = torch.from_numpy(np.unique(np.linspace(1, domain.n_items, PROBE // 4).astype(np.int64))).to(device)
-    batch = Batches(domain, instances)(ids).to(device)
-    began = time.perf_counter()
-    vectors = teacher.encode_instances(batch)
-    middle = time.perf_counter()
-    teacher.encode_items(numbers)
-    end = time.perf_counter()
-    seconds = (middle - began) * len(instances) / len(ids) + (end - middle) * domain.n_items / len(numbers)
-    sizes = estimate(plan, domain.n_items, vectors.shape[1])
-    if config.score.codec not in sizes.bytes:
-        raise ConfigError(
-            f"score.codec={config.score.codec!r}: how much this codec writes is not known beforehand. "
-            f"Known of {', '.join(sizes.bytes)}; score without the estimate."
-        )
-    return ScoreEstimate(
-        len(instances), domain.n_items, sizes.batches, sizes.rows, sizes.bytes[config.score.codec], seconds
-    )

@@ -115,21 +115,50 @@ def encode_teacher(
 
     def encode_items(start: int, stop: int, report: Callable[[int], None]) -> torch.Tensor:
         parts = []
-        for at in range(start, stop, ITEM_BATCH):
-            numbers = torch.arange(at, min(at + ITEM_BATCH, stop), device=device)
-            # Item 0 is padding: it is never scored, and a teacher need not have a vector for it.
-            vectors = finish(teacher.encode_items(numbers.clamp_min(1)))
-            parts.append(vectors * (numbers.cpu() > 0)[:, None])
-            report(len(numbers))
-        return torch.cat(parts)
+        # Item 0 is padding: it is never scored, and a teacher need not have a vector for it.
+        for at in range(max(start, 1), stop, ITEM_BATCH):
+            parts.append(finish(teacher.encode_items(torch.arange(at, min(at + ITEM_BATCH, stop), device=device))))
+            report(len(parts[-1]))
+        return F.pad(torch.cat(parts), (0, 0, int(start == 0), 0))
 
-    total = len(instances) + domain.n_items + 1
-    counter = _Counter(progress, total)
+    counter = _Counter(progress, len(instances) + domain.n_items)
     counter.kind(0)
     users = _share(Location(folder), "instances", len(instances), partial(encode_instances, report=counter))
     counter.kind(len(instances))
     items = _share(Location(folder), "items", domain.n_items + 1, partial(encode_items, report=counter))
     return TeacherVectors(users, items, counter.encoded)
+
+
+@dataclass(frozen=True)
+class Outstanding:
+    """What of a domain a teacher has not encoded yet: instances, items, and the forward passes that they take."""
+
+    instances: int
+    items: int
+    passes: int
+
+
+def vectors_folder(work: Path, teacher: str, domain: Domain) -> Path:
+    """Where the vectors of the teacher with that fingerprint lie."""
+    return work / "cache" / "vectors" / f"{teacher}-{domain.fingerprint}"
+
+
+def outstanding(folder: Path, domain: Domain, encode_batch: int) -> Outstanding:
+    """What `encode_teacher` would encode now."""
+    there = {path.name for path in folder.glob("*.npy")}
+    counts, passes = [], 0
+    for kind, first, count, size in (
+        ("instances", 0, len(domain.instances("train")), encode_batch),
+        ("items", 1, domain.n_items + 1, ITEM_BATCH),
+    ):
+        chunks = [
+            min(at + CHUNK, count) - max(at, first)
+            for number, at in enumerate(range(0, count, CHUNK))
+            if _chunk(kind, number) not in there
+        ]
+        counts.append(sum(chunks))
+        passes += sum(-(-chunk // size) for chunk in chunks)
+    return Outstanding(instances=counts[0], items=counts[1], passes=passes)
 
 
 class _Counter:
@@ -140,6 +169,7 @@ class _Counter:
         self.total = total
         self.encoded = 0
         self._done = 0
+        progress(0, total, "encoded")
 
     def kind(self, done: int) -> None:
         self._done = done
@@ -153,7 +183,7 @@ class _Counter:
 def _share(location: Location, kind: str, count: int, encode: Callable[[int, int], torch.Tensor]) -> list[Floats]:
     """All chunks of one kind; whatever is missing is made, each chunk by the process that claims it first."""
     location.make()
-    names = [f"{kind}-{number:05d}.npy" for number in range(-(-count // CHUNK))]
+    names = [_chunk(kind, number) for number in range(-(-count // CHUNK))]
     with Claims(location) as claims:
         while True:
             files = location.sizes()
@@ -171,6 +201,10 @@ def _share(location: Location, kind: str, count: int, encode: Callable[[int, int
                     file.write(buffer.getbuffer())
             claims.release(names[mine])
     return [_read(location.path(name), min(CHUNK, count - at * CHUNK)) for at, name in enumerate(names)]
+
+
+def _chunk(kind: str, number: int) -> str:
+    return f"{kind}-{number:05d}.npy"
 
 
 def _read(path: str, rows: int) -> Floats:

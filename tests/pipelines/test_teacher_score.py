@@ -16,7 +16,8 @@ from ckd.errors import CkdError, ConfigError, DataError, StoreError
 from ckd.pipelines.finetune_teacher import load_teacher, teacher_fingerprint
 from ckd.pipelines.plan import load_plan, make_plan
 from ckd.pipelines.score_binding import open_scores
-from ckd.pipelines.teacher_score import adopt_vectors, estimate_scoring, rescorer, teacher_score
+from ckd.pipelines.score_estimate import estimate_scoring
+from ckd.pipelines.teacher_score import adopt_vectors, rescorer, teacher_score
 from ckd.store import CODECS
 from ckd.store.codecs.base import at_temperature, log_softmax
 
@@ -164,7 +165,9 @@ def test_a_dry_run_writes_nothing(studio: Any, codec: str) -> None:
     instances = len(studio.domain.instances("train"))
     assert (found.instances, found.items) == (instances, studio.domain.n_items)
     assert (found.batches, found.rows) == (plan.n_batches, int(plan.sizes.sum()))
-    assert found.seconds > 0
+    # All is encoded: matrices alone remain, and vectors have none.
+    assert (found.encoded, found.forwards) == (instances + studio.domain.n_items, 0)
+    assert (found.seconds > 0) == (codec == "f16")
     if codec == "vectors":
         assert found.bytes == 2 * 8 * (instances + studio.domain.n_items)
     else:
@@ -219,7 +222,7 @@ def test_vectors_from_any_model_become_a_teacher(studio: Any, tmp_path: Path) ->
         studio.work, domain.name, plain, tmp_path / "users.parquet", tmp_path / "items.parquet", run="adopted"
     )
     scored = teacher_score(studio.work, domain.name, run, plain)
-    assert scored.encoded == len(instances) + domain.n_items + 1
+    assert scored.encoded == len(instances) + domain.n_items
     plan = load_plan(studio.work, domain)
     ours, theirs = (open_scores(studio.work, domain, plan, name) for name in ("adopted", RUN))
     for batch_id in range(plan.n_batches):

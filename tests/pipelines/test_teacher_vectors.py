@@ -92,18 +92,17 @@ def test_everything_is_encoded_exactly_once(
     n = len(domain.instances("train"))
     assert len(teacher.instances) == n
     assert set(teacher.instances.values()) == {1}
-    # Padding is never asked for: item 1 stands in for it once.
-    assert set(teacher.items) == set(range(1, domain.n_items + 1))
-    assert teacher.items == Counter({**dict.fromkeys(range(1, domain.n_items + 1), 1), 1: 2})
+    # Padding is never asked for.
+    assert teacher.items == Counter(range(1, domain.n_items + 1))
     assert max(teacher.sizes) == 16
-    assert found.encoded == n + domain.n_items + 1
+    assert found.encoded == n + domain.n_items
     assert found.dim == 3
     for ours, theirs in zip(whole(found), expected(domain, similarity), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-6)
         assert ours.dtype == np.float32
     assert not found.items[0][0].any()
     assert len(found.instances) == -(-n // chunk)
-    total = n + domain.n_items + 1
+    total = n + domain.n_items
     assert calls[-1] == (total, total, "encoded")
     assert [done for done, _, _ in calls] == sorted({done for done, _, _ in calls})
 
@@ -121,7 +120,7 @@ def test_only_what_is_missing_is_encoded(domain: Domain, tmp_path: Path, monkeyp
     (tmp_path / "items-00000.npy").unlink()
     teacher = Counting()
     again = encode_teacher(tmp_path, teacher, domain, CPU)
-    assert (sum(teacher.instances.values()), again.encoded) == (50, 50 + min(50, domain.n_items + 1))
+    assert (sum(teacher.instances.values()), again.encoded) == (50, 50 + min(49, domain.n_items))
     assert all(np.array_equal(a, b) for a, b in zip(whole(again), first, strict=True))
 
 
@@ -243,8 +242,8 @@ def test_a_killed_process_leaves_whole_chunks_and_others_share_the_rest(domain: 
     )
     kept = sorted([int(instances.users[i]), int(instances.lengths[i]), int(instances.targets[i])] for i in range(60))
     assert sorted([*kept, *one[0], *two[0]]) == everyone
-    assert sorted([*one[1], *two[1]]) == sorted([1, *range(1, domain.n_items + 1)])
-    assert one[2] + two[2] == len(everyone) - 60 + domain.n_items + 1
+    assert sorted([*one[1], *two[1]]) == list(range(1, domain.n_items + 1))
+    assert one[2] + two[2] == len(everyone) - 60 + domain.n_items
     vectors = [np.load(tmp_path / "vectors" / f"instances-{n:05d}.npy") for n in range(-(-len(everyone) // 20))]
     np.testing.assert_allclose(np.concatenate(vectors), expected(domain, "dot")[0], rtol=1e-6)
     assert not [path for path in (tmp_path / "vectors").iterdir() if path.name.endswith(".partial")]

@@ -58,7 +58,7 @@ def test_each_coverage_is_fine_tuned_on_its_own_features(tiny: dict[str, Domain]
     found = image_coverage(tmp_path, domain.name, [0.0, 0.36, 1.0], config)
     assert [covered.coverage for covered in found] == pytest.approx([0.0, 0.35, 1.0], abs=0.01)
     assert all(0.0 <= covered.metrics["test"]["ndcg@10"] <= 1.0 for covered in found)
-    assert load_features(domain, "image-36").coverage == pytest.approx(0.35)
+    assert load_features(domain, "image-36-seed2024").coverage == pytest.approx(0.35)
     assert len({covered.metrics["valid"]["mrr"] for covered in found}) == 3
     with pytest.raises(DataError, match="no such feature"):
         image_coverage(tmp_path, domain.name, [0.5], config, feature="pictures")

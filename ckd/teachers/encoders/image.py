@@ -1,4 +1,4 @@
-"""Image encoders: any open_clip model, with that model's own preprocessing."""
+"""Image encoders: any open_clip model, with that model's own preprocessing, and one that needs no weights."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pydantic import Field
 
 from ckd.config import Section
 from ckd.errors import ConfigError, DataError, did_you_mean
-from ckd.teachers.encoders import pictures
+from ckd.teachers.encoders import pictures, pixels
 from ckd.teachers.encoders.common import (
     DTYPES,
     Precision,
@@ -34,6 +34,9 @@ from ckd.teachers.encoders.common import (
 #: A picture: a file, or its bytes.
 Source = Path | bytes
 
+#: The model that needs no weights, see `ckd.teachers.encoders.pixels`.
+PIXELS = "pixels"
+
 _LOCAL, _HUB = "local-dir:", "hf-hub:"
 _CONFIG = "open_clip_config.json"
 _WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth")
@@ -43,9 +46,14 @@ _PREPROCESS = ("mean", "std", "interpolation", "resize_mode")
 class ImageEncoderConfig(Section):
     """Which open_clip model, and how it is run."""
 
-    model: str = Field("ViT-B-32-quickgelu", description="open_clip model, or local-dir:FOLDER, or hf-hub:ID")
+    model: str = Field(
+        "ViT-B-32-quickgelu",
+        description="open_clip model, or local-dir:FOLDER, or hf-hub:ID; pixels: outline, colours and texture, which "
+        "needs no weights",
+    )
     pretrained: str | None = Field(
-        "openai", description="tag or local file of the weights; local-dir: and hf-hub: bring their own"
+        "openai",
+        description="tag or local file of the weights; local-dir: and hf-hub: bring their own, pixels has none",
     )
     precision: Precision = "fp32"
     device: str = Field("auto", description="auto: cuda where there is one, else cpu")
@@ -62,7 +70,7 @@ class ImageEncoder:
         traits: how many of the pictures given to `encode` were of which kind, see `pictures.Picture`.
 
     Raises:
-        ConfigError: open_clip has no such model or tag, or the two do not go together.
+        ConfigError: open_clip has no such model or tag, or an option does not go with the model.
         DataError: the weights cannot be had.
     """
 
@@ -70,7 +78,11 @@ class ImageEncoder:
         self.config = config
         self.traits: Counter[str] = Counter()
         self._loading = Lock()
-        if config.model.startswith((_LOCAL, _HUB)):
+        self._from: dict[str, Any] = {}
+        if config.model == PIXELS:
+            _check_pixels(config)
+            self.name, weights = PIXELS, f"{PIXELS} {pixels.VERSION}"
+        elif config.model.startswith((_LOCAL, _HUB)):
             self.name = config.model
             self._from, weights = _from_folder(config.model)
         else:
@@ -98,9 +110,9 @@ class ImageEncoder:
                 for row, (picture, _) in enumerate(batch, start):
                     self.traits[picture.trait] += 1
                     opened[row] = picture.rgb is not None
-                pixels = [tensor for _, tensor in batch if tensor is not None]
-                if pixels:
-                    parts.append(self._forward(torch.stack(pixels)))
+                tensors = [tensor for _, tensor in batch if tensor is not None]
+                if tensors:
+                    parts.append(self._forward(torch.stack(tensors)))
                 report(len(batch))
         vectors = np.zeros((len(sources), parts[0].shape[1] if parts else 0), dtype=np.float32)
         if parts:
@@ -131,19 +143,21 @@ class ImageEncoder:
             preprocess = self._loaded[1]
         return picture, preprocess(picture.rgb)
 
-    def _forward(self, pixels: torch.Tensor) -> npt.NDArray[np.float32]:
-        model = self._loaded[0]
-        device, dtype = next(model.parameters()).device, DTYPES[self.config.precision]
+    def _forward(self, tensors: torch.Tensor) -> npt.NDArray[np.float32]:
+        model, device = self._loaded[0], encoder_device(self.config.device)
         with torch.inference_mode():
-            vectors: npt.NDArray[np.float32] = model.encode_image(pixels.to(device, dtype)).float().cpu().numpy()
+            given = tensors.to(device, DTYPES[self.config.precision])
+            vectors: npt.NDArray[np.float32] = model.encode_image(given).float().cpu().numpy()
         return vectors
 
     @cached_property
     def _loaded(self) -> tuple[Any, Any]:
         """Model and preprocessing."""
+        device = encoder_device(self.config.device)
+        if self.config.model == PIXELS:
+            return pixels.Pixels().to(device), pixels.prepare
         import open_clip
 
-        device = encoder_device(self.config.device)
         try:
             model, preprocess = open_clip.create_model_from_pretrained(
                 **self._from, precision=self.config.precision, device=device, weights_only=True
@@ -152,6 +166,13 @@ class ImageEncoder:
         except Exception as error:
             raise DataError(f"{self.name}: the weights cannot be loaded ({first_line(error)}).") from None
         return model.eval(), preprocess
+
+
+def _check_pixels(config: ImageEncoderConfig) -> None:
+    if config.precision != "fp32":
+        raise ConfigError(f"precision={config.precision!r}: {PIXELS} computes in fp32. Leave it out.")
+    if "pretrained" in config.model_fields_set and config.pretrained is not None:
+        raise ConfigError(f"pretrained={config.pretrained!r}: {PIXELS} has no weights. Leave it out.")
 
 
 def _from_folder(model: str) -> tuple[dict[str, Any], str]:
@@ -171,7 +192,8 @@ def _from_name(model: str, pretrained: str | None) -> tuple[dict[str, Any], str]
     import open_clip
 
     if model not in open_clip.list_models():
-        raise ConfigError(f"open_clip has no model {model!r}.{did_you_mean(model, open_clip.list_models())}")
+        known = [*open_clip.list_models(), PIXELS]
+        raise ConfigError(f"open_clip has no model {model!r}.{did_you_mean(model, known)}")
     tags = open_clip.list_pretrained_tags_by_model(model)
     given = {tag: open_clip.get_pretrained_cfg(model, tag) for tag in tags}
     file = Path(pretrained or "").expanduser()
