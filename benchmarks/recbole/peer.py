@@ -91,6 +91,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--epochs", type=int)
     parser.add_argument("--trim", action="store_true")
+    parser.add_argument("--train-only", action="store_true")
     parser.add_argument("override", nargs="*")
     arguments = parser.parse_intermixed_args()
     arguments.data = str(Path(arguments.data).resolve())
@@ -125,13 +126,15 @@ def main() -> None:
             "test": dict(trainer.evaluate(test, load_best_model=True, show_progress=False)),
         }
     else:
-        result |= measure(trainer, model, train, valid, arguments.steps)
+        result |= measure(trainer, model, train, None if arguments.train_only else valid, arguments.steps)
     result["peak_memory_mb"] = peak_memory_mb()
     print(json.dumps(result))
 
 
-def measure(trainer: object, model: torch.nn.Module, train: object, valid: object, steps: int) -> dict[str, float]:
-    """Instances a second in training, and seconds of one validation pass."""
+def measure(
+    trainer: object, model: torch.nn.Module, train: object, valid: object | None, steps: int
+) -> dict[str, float]:
+    """Instances a second in training, and seconds of one validation pass, where there is something to validate on."""
     model.train()
     count = seconds = 0.0
     for number, batch in enumerate(train):
@@ -146,13 +149,12 @@ def measure(trainer: object, model: torch.nn.Module, train: object, valid: objec
         if number >= WARM_UP:
             seconds += time.perf_counter() - began
             count += len(batch)
-    began = time.perf_counter()
-    trainer.evaluate(valid, load_best_model=False, show_progress=False)
-    return {
-        "instances_per_second": count / seconds,
-        "epoch_seconds": len(train.dataset) * seconds / count,
-        "evaluate_seconds": time.perf_counter() - began,
-    }
+    found = {"instances_per_second": count / seconds, "epoch_seconds": len(train.dataset) * seconds / count}
+    if valid is not None:
+        began = time.perf_counter()
+        trainer.evaluate(valid, load_best_model=False, show_progress=False)
+        found["evaluate_seconds"] = time.perf_counter() - began
+    return found
 
 
 if __name__ == "__main__":
