@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from torch import distributed
-from torch.distributed import TCPStore  # type: ignore[attr-defined]
+from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
 
 from ckd.errors import CkdError, ConfigError
 
@@ -174,7 +174,9 @@ def joined(device: str) -> Iterator[Parallel]:
     if cuda:
         torch.cuda.set_device(name)
     with _together():
-        distributed.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=PATIENCE)
+        backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
+        rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        distributed.init_process_group(backend, store=_store(), rank=rank, world_size=size, timeout=PATIENCE)
     yield Parallel(distributed.get_rank(), distributed.get_world_size(), name)
     # After an error the others may be gone: then the connections end with the process.
     distributed.destroy_process_group()
@@ -193,6 +195,17 @@ def _own_device(name: str) -> str:
             "process for each GPU, or use train.device=cpu."
         )
     return f"cuda:{local}"
+
+
+def _store() -> Store:
+    """What the processes find each other by.
+
+    The one of `torchrun` outlives a restart, and what processes before have left there would lead to where they were.
+    """
+    agents = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    store = TCPStore(address, port, is_master=not agents and os.environ["RANK"] == "0", timeout=PATIENCE)
+    return PrefixStore(f"ckd/attempt/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
 
 
 def fails_first() -> bool:
