@@ -274,4 +274,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except CkdError as error:
+        sys.exit(f"benchmarks.scoring: {error}")
