@@ -1,7 +1,8 @@
-"""All benchmarks, one after the other: `make bench DATA=FOLDER`, or `make bench` for what needs no real data.
+"""The benchmarks of store, stage one and stage two: `make bench DATA=FOLDER`, or `make bench` without real data.
 
 With data, the store is measured on a teacher's real scores of `scientific`, the cost of scoring on `scientific`, and
 training beside RecBole; without, the store on synthetic scores, and the cost of scoring on the built-in example.
+The others are run one by one: `python -m benchmarks.models`, `growth`, `parts`, `image_coverage` and `export`.
 """
 
 from __future__ import annotations

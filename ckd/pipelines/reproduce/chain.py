@@ -12,6 +12,7 @@ from ckd.config import RunConfig, TrainConfig, parse
 from ckd.data.example import SOURCES
 from ckd.data.features import IMAGE
 from ckd.distill import live
+from ckd.distill.difficulty import needs_teachers
 from ckd.distill.plan import Plan
 from ckd.pipelines.encode_items import EncodeConfig, encode_items
 from ckd.pipelines.example import prepare_example
@@ -35,9 +36,6 @@ if TYPE_CHECKING:
 
 #: Epochs between the ranking lists that every teacher keeps: HetComp learns from them, and experiments share teachers.
 KEEP_RANKINGS = 3
-
-#: Difficulty measures that sort by what teachers have scored before.
-BY_TEACHERS = ("teacher_loss", "teacher_disagreement")
 
 
 class Chain:
@@ -153,7 +151,7 @@ class Chain:
 
     def _plan(self, config: RunConfig, teachers: Sequence[str]) -> Callable[[], Plan]:
         """Plan the batches; returns what gives the plan once the step is taken."""
-        by_teachers = config.plan.difficulty in BY_TEACHERS
+        by_teachers = needs_teachers(config.plan.difficulty)
         reference = config.model_copy(
             update={"plan": config.plan.model_copy(update={"difficulty": "none", "buckets": 1})}
         )
