@@ -7,12 +7,14 @@ STAMP := $(VENV)/.stamp
 
 # reproduce-table2, -table3, -table5, -figure1, -figure3, -figure4, -figure5, -open-questions, -cold-start:
 # DATA is a folder of real domains, DOMAINS which of them, SEEDS how many runs of everything, TEACHERS what is distilled,
-# SOURCES what teachers are pre-trained on; DRY_RUN=1 only says what would be done.
+# SOURCES what teachers are pre-trained on, TEACHER_SEEDS how many runs of each teacher there are; DRY_RUN=1 only says
+# what would be done.
 DATA ?=
 DOMAINS ?=
 SEEDS ?= 1
 TEACHERS ?=
 SOURCES ?=
+TEACHER_SEEDS ?=
 DRY_RUN ?=
 WORK ?= ckd-work
 # Settings chosen on a domain's validation part, where there are any.
@@ -43,7 +45,8 @@ smoke: $(STAMP)
 # Statistics train nothing: of these words table2 knows only the first line.
 reproduce-%: $(STAMP)
 	$(BIN)/ckd reproduce $* --work $(WORK) $(if $(DATA),--data $(DATA)) $(if $(DOMAINS),--domains $(DOMAINS)) $(if $(CONFIG),--config $(CONFIG)) $(if $(DRY_RUN),--dry-run) \
-	  $(if $(filter-out table2,$*),--seeds $(SEEDS) $(if $(TEACHERS),--teachers $(TEACHERS)) $(if $(SOURCES),--sources $(SOURCES)))
+	  $(if $(filter-out table2,$*),--seeds $(SEEDS) $(if $(TEACHERS),--teachers $(TEACHERS)) $(if $(SOURCES),--sources $(SOURCES)) \
+	    $(if $(TEACHER_SEEDS),--teacher-seeds $(TEACHER_SEEDS)))
 
 # Everything that lies in the work folder, as one page and as Markdown and LaTeX tables.
 report: $(STAMP)

@@ -21,6 +21,12 @@ Teachers = Annotated[
 Sources = Annotated[
     str | None, typer.Option(help="Domains to pre-train the teachers on; without, they are fine-tuned from scratch.")
 ]
+TeacherSeeds = Annotated[
+    int | None,
+    typer.Option(
+        min=1, help="Runs of each teacher, which the seeds' students take in turn; without, one for each seed."
+    ),
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="List the steps, which are done, and how long the rest takes.")]
 Methods = Annotated[str | None, typer.Option(help="Methods as printed, separated by commas; without, all.")]
 What = Annotated[str | None, typer.Option(help="Which settings, separated by commas; without, all.")]
@@ -55,7 +61,7 @@ def table2(
     json: Json = False,
 ) -> None:
     """Statistics of the domains, beside the paper's (Table 2)."""
-    _run("table2", data, domains, 1, None, None, dry_run, work, config, override, json)
+    _run("table2", data, domains, 1, None, None, None, dry_run, work, config, override, json)
 
 
 def with_methods(name: str) -> Callable[..., None]:
@@ -68,6 +74,7 @@ def with_methods(name: str) -> Callable[..., None]:
         methods: Methods = None,
         teachers: Teachers = None,
         sources: Sources = None,
+        teacher_seeds: TeacherSeeds = None,
         dry_run: DryRun = False,
         work: Work = WORK,
         config: Config = None,
@@ -75,7 +82,9 @@ def with_methods(name: str) -> Callable[..., None]:
         json: Json = False,
     ) -> None:
         chosen = {"methods": methods}
-        _run(name, data, domains, seeds, teachers, sources, dry_run, work, config, override, json, chosen)
+        _run(
+            name, data, domains, seeds, teachers, sources, teacher_seeds, dry_run, work, config, override, json, chosen
+        )
 
     command.__doc__ = METHODS[name]
     return command
@@ -91,6 +100,7 @@ def with_settings(name: str) -> Callable[..., None]:
         what: What = None,
         teachers: Teachers = None,
         sources: Sources = None,
+        teacher_seeds: TeacherSeeds = None,
         dry_run: DryRun = False,
         work: Work = WORK,
         config: Config = None,
@@ -98,7 +108,9 @@ def with_settings(name: str) -> Callable[..., None]:
         json: Json = False,
     ) -> None:
         chosen = {"what": what}
-        _run(name, data, domains, seeds, teachers, sources, dry_run, work, config, override, json, chosen)
+        _run(
+            name, data, domains, seeds, teachers, sources, teacher_seeds, dry_run, work, config, override, json, chosen
+        )
 
     command.__doc__ = SETTINGS[name]
     return command
@@ -113,13 +125,14 @@ def fixed(name: str) -> Callable[..., None]:
         seeds: Seeds = 1,
         teachers: Teachers = None,
         sources: Sources = None,
+        teacher_seeds: TeacherSeeds = None,
         dry_run: DryRun = False,
         work: Work = WORK,
         config: Config = None,
         override: Override = None,
         json: Json = False,
     ) -> None:
-        _run(name, data, domains, seeds, teachers, sources, dry_run, work, config, override, json)
+        _run(name, data, domains, seeds, teachers, sources, teacher_seeds, dry_run, work, config, override, json)
 
     command.__doc__ = TABLES[name]
     return command
@@ -140,6 +153,7 @@ def _run(
     seeds: int,
     teachers: str | None,
     sources: str | None,
+    teacher_seeds: int | None,
     dry: bool,
     work: Path,
     config: Path | None,
@@ -162,6 +176,7 @@ def _run(
             settings,
             teachers=names_in(teachers) if teachers else None,
             sources=names_in(sources) if sources else (),
+            teacher_seeds=teacher_seeds,
             progress=bars,
             say=views.say(json),
         )

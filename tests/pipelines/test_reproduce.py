@@ -99,6 +99,25 @@ def test_the_table_from_nothing_and_nothing_twice(
     assert changed[0].startswith("score with unisrec-seed3-")
 
 
+def test_students_of_several_seeds_learn_from_the_same_teachers(
+    tmp_path: Path, encoded: list[tuple[str, str]], small: RunConfig
+) -> None:
+    study = study_of(tmp_path / "work", small, seeds=2, teacher_seeds=1)
+    assert sum(what.startswith("fine-tune") for what in states(study)) == 1
+    found = reproduce("table3", study, METHODS, "ckd reproduce table3")
+    assert [(run.method, run.seed) for run in found.runs] == [
+        ("UniSRec", 3),
+        *((method, seed) for method in ("SASRec", "CKD-MDSR") for seed in (3, 4)),
+    ]
+    teacher, distilled = found.runs[0], [run for run in found.runs if run.method == "CKD-MDSR"]
+    assert [run.teachers for run in distilled] == [(teacher.run,)] * 2
+    assert distilled[0].run != distilled[1].run
+    table = found.tables[0]
+    assert "Of fewer seeds, as all students learn from the same runs: UniSRec (1)." in table.notes
+    with pytest.raises(ConfigError, match=r"--teacher-seeds 3: only 2 would be used"):
+        study_of(tmp_path / "work", small, seeds=2, teacher_seeds=3)
+
+
 def check_runs(work: Path, found: Experiment) -> None:
     assert [(run.method, run.seed) for run in found.runs] == [
         (method, seed) for method in ("UniSRec", "SASRec", "CKD-MDSR") for seed in (3, 4)

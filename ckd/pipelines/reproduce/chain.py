@@ -110,6 +110,11 @@ class Chain:
         )
         return Trained(self.name, method, seed, run, str(folder), ())
 
+    def _teachers(self, method: Method, seed: int) -> tuple[str, ...]:
+        """Runs of the teachers that a method's run of this seed learns from."""
+        from_seed = self.study.teacher_seed(seed)
+        return tuple(self._finetune(teacher(model), from_seed).run for model in method.teachers)
+
     def _pretrain(self, method: Method) -> str:
         """Pre-train a teacher on the source domains, once for all seeds and target domains; returns the run's name."""
         study = self.study
@@ -220,7 +225,7 @@ class Chain:
     def _student(self, method: Method, seed: int) -> Trained:
         settings = resolve(method, self.study.config, self.study.example, seed)
         config = settings.config
-        runs = tuple(self._finetune(teacher(model), seed).run for model in method.teachers)
+        runs = self._teachers(method, seed)
         plan = self._score(config, runs) if runs else self._plan(config, ())
         where = self._scores(config) if runs else None
         prefix = f"{method.model}-ckd" if runs else method.model
@@ -243,7 +248,7 @@ class Chain:
 
     def _baseline(self, method: Method, seed: int) -> Trained:
         settings = resolve(method, self.study.config, self.study.example, seed)
-        runs = tuple(self._finetune(teacher(model), seed).run for model in method.teachers)
+        runs = self._teachers(method, seed)
         source = self.source() if method.model == "recguru" else None
         if source is not None:
             self.domain(source)

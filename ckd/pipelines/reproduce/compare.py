@@ -111,6 +111,10 @@ def methods_table(ran: Sequence[Ran], domain: str, metrics: Sequence[str] = METR
             f"The paper's rows are its own figures on its {paper.name_of(domain)!r}, which is another version of this "
             "domain: see `ckd reproduce table2`."
         )
+    runs = {method: len(runs_of(ran, domain, method)) for method in methods_of(ran, domain)}
+    fewer = [f"{method} ({count})" for method, count in runs.items() if count < max(runs.values())]
+    if fewer:
+        notes.append(f"Of fewer seeds, as all students learn from the same runs: {', '.join(fewer)}.")
     columns = (Column("Method"), *(Column(label(metric), "metric") for metric in metrics))
     return Table(describe(ran, domain), columns, tuple(rows), domain, tuple(notes), tuple(from_paper))
 

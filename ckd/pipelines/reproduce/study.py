@@ -50,6 +50,7 @@ class Study:
         data: a folder with one folder per real domain; none: the built-in example.
         domains: which of them.
         seeds: of the runs.
+        teacher_seeds: of teachers that are fine-tuned; the students of the seeds take them in turn.
         config: what the user says; see `settings.resolve`.
         teachers: registered teachers that are distilled.
         sources: domains that teachers are pre-trained on before they are fine-tuned; none: from scratch.
@@ -63,6 +64,7 @@ class Study:
     data: Path | None
     domains: tuple[str, ...]
     seeds: tuple[int, ...]
+    teacher_seeds: tuple[int, ...]
     config: RunConfig
     teachers: tuple[str, ...] = DEFAULT_TEACHERS
     sources: tuple[str, ...] = ()
@@ -91,6 +93,10 @@ class Study:
         trained.sort(key=lambda t: (self.domains.index(t.domain), order[t.method.name], t.seed))
         return [self._evaluated(each) for each in trained]
 
+    def teacher_seed(self, seed: int) -> int:
+        """The seed of the teachers that a run of this seed learns from."""
+        return self.teacher_seeds[self.seeds.index(seed) % len(self.teacher_seeds)]
+
     def instances(self, domain: str) -> int | None:
         """Training instances of a prepared domain; None of one that is not."""
         try:
@@ -107,7 +113,8 @@ class Study:
             chain = Chain(self, name, steps)
             chain.domain()
             for seed in self.seeds:
-                trained += [chain.train(method, seed) for method in methods]
+                here = (m for m in methods if m.kind != "teacher" or seed in self.teacher_seeds)
+                trained += [chain.train(method, seed) for method in here]
         return steps, trained
 
     def _carry_out(self, steps: Iterable[Step]) -> None:
@@ -155,6 +162,7 @@ def make_study(
     *,
     teachers: Sequence[str] | None = None,
     sources: Sequence[str] = (),
+    teacher_seeds: int | None = None,
     progress: Progress = silent,
     say: Callable[[str], None] = lambda _: None,
 ) -> Study:
@@ -166,9 +174,11 @@ def make_study(
         seeds: how many runs of everything, from the configuration's seed on.
         teachers: registered teachers; none: UniSRec, Recformer and, where items have pictures, UniM²Rec.
         sources: domains to pre-train the teachers on.
+        teacher_seeds: how many of the seeds teachers are fine-tuned from; none: all.
 
     Raises:
-        ConfigError: an unknown domain, teacher or key, or a source that is a target as well.
+        ConfigError: an unknown domain, teacher or key, or a source that is a target as well, or more seeds of teachers
+            than of students.
         DataError: no such folder.
     """
     if data is None:
@@ -187,7 +197,10 @@ def make_study(
     for name in sources:
         if name in chosen:
             raise ConfigError(f"domain {name!r}: a source of pre-training cannot be a target too. Take it out of one.")
+    if teacher_seeds is not None and teacher_seeds > seeds:
+        raise ConfigError(f"--teacher-seeds {teacher_seeds}: only {seeds} would be used. Give it at most --seeds.")
     check_keys(config)
+    every = tuple(config.seed + number for number in range(seeds))
     left_out: dict[str, str] = {}
     if data is not None and len(known) == 1:
         left_out["recguru"] = f"RecGURU is left out: it needs a second domain beside {known[0]} in {data}."
@@ -201,7 +214,8 @@ def make_study(
         work=work,
         data=data,
         domains=chosen,
-        seeds=tuple(config.seed + number for number in range(seeds)),
+        seeds=every,
+        teacher_seeds=every[:teacher_seeds],
         config=config,
         teachers=tuple(teachers or (name for name in DEFAULT_TEACHERS if name not in left_out)),
         sources=tuple(sources),
