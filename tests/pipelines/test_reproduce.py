@@ -228,6 +228,26 @@ def test_teachers_start_from_what_was_pretrained(
     assert "to do" in states(scratch, options=options).values()
 
 
+def test_without_pictures_of_the_sources_pretraining_reads_texts_alone(tmp_path: Path, small: RunConfig) -> None:
+    for name in ("shop", "market", "fair"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+    options = {"data": tmp_path / "data", "names": ["shop"], "sources": ["market", "fair"], "teachers": ["unim2rec"]}
+    wanted = Options(methods=("UniM²Rec",))
+    here = states(study_of(tmp_path / "work", small, **options), options=wanted)
+    assert [what for what in here if what.startswith("encode")] == [
+        "encode text of shop",
+        "encode image of shop",
+        "encode text of market",
+        "encode text of fair",
+    ]
+    for source in ("market", "fair"):
+        features = tmp_path / "work" / "domains" / source / "features"
+        features.mkdir(parents=True)
+        (features / "image.json").write_text("{}")
+    both = states(study_of(tmp_path / "work", small, **options), options=wanted)
+    assert both["encode image of market"] == "done"
+
+
 def test_an_unknown_method_is_refused_before_anything_is_made(tmp_path: Path, small: RunConfig) -> None:
     study = study_of(tmp_path / "work", small)
     for act in (dry_run, reproduce):

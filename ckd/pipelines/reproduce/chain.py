@@ -21,7 +21,14 @@ from ckd.pipelines.plan import make_plan, plan_ids
 from ckd.pipelines.prepare import prepare
 from ckd.pipelines.pretrain_teacher import pretrain_teacher
 from ckd.pipelines.reproduce.methods import Method, teacher
-from ckd.pipelines.reproduce.settings import encodings, pretraining_class, pretraining_keys, resolve, short_hash
+from ckd.pipelines.reproduce.settings import (
+    encodings,
+    has_pictures,
+    pretraining_class,
+    pretraining_keys,
+    resolve,
+    short_hash,
+)
 from ckd.pipelines.reproduce.steps import State, Step, Trained, exists, finished_in, summary
 from ckd.pipelines.teacher_difficulty import teacher_difficulty
 from ckd.pipelines.teacher_score import teacher_score
@@ -121,6 +128,9 @@ class Chain:
         seed = study.config.seed
         settings = resolve(method, study.config, study.example, seed)
         own = pretraining_keys(method.model, settings.config.teacher)
+        if not self._pictures_of_sources() and "image_feature" in pretraining_class(method.model).model_fields:
+            # On texts alone; the parts for pictures begin anew in fine-tuning.
+            own["image_feature"] = None
         for source in study.sources:
             self.domain(source)
             self._features(source, parse(pretraining_class(method.model), own, method.name))
@@ -137,6 +147,11 @@ class Chain:
             lambda: pretrain_teacher(self.work, method.model, study.sources, config, run=run, progress=study.progress),
         )
         return run
+
+    def _pictures_of_sources(self) -> bool:
+        """Whether every source domain has pictures, as those of the example do."""
+        study = self.study
+        return study.example or all(has_pictures(self.work, name, study.config) for name in study.sources)
 
     def _features(self, name: str, config: Any) -> None:
         """The item features that a teacher's configuration names and that can be encoded here."""

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
 from ckd.baselines import BASELINES, model_class
@@ -21,6 +22,7 @@ from ckd.pipelines.reproduce.example_sizes import (
     EXAMPLE_TRAIN,
 )
 from ckd.pipelines.reproduce.methods import Method, ablations, table3_methods, universal
+from ckd.pipelines.workspace import domain_folder
 from ckd.students import STUDENTS
 from ckd.teachers import TEACHERS
 
@@ -101,6 +103,12 @@ def encodings(model_config: Any, features: Mapping[str, Any]) -> dict[str, dict[
     if "feature" in features:
         ways[features["feature"]] = dict(features)
     return {name: keys for name, keys in ways.items() if name in named}
+
+
+def has_pictures(work: Path, domain: str, config: RunConfig) -> bool:
+    """Vectors of pictures are there, or a folder of pictures is named."""
+    feature = domain_folder(work, domain) / "features" / f"{IMAGE}.json"
+    return feature.exists() or "images" in config.features
 
 
 def _said(section: Any, exclude: set[str] | None = None) -> dict[str, Any]:

@@ -12,7 +12,6 @@ from pathlib import Path
 
 from ckd.config import RunConfig
 from ckd.data.example import SOURCES, TARGET
-from ckd.data.features import IMAGE
 from ckd.errors import ConfigError, DataError, did_you_mean
 from ckd.evaluation.metrics import ranking_metrics
 from ckd.evaluation.ranks import Ranks
@@ -21,7 +20,7 @@ from ckd.pipelines.progress import Progress, silent
 from ckd.pipelines.reproduce.chain import Chain
 from ckd.pipelines.reproduce.methods import Method
 from ckd.pipelines.reproduce.result import RunRecord
-from ckd.pipelines.reproduce.settings import check_keys
+from ckd.pipelines.reproduce.settings import check_keys, has_pictures
 from ckd.pipelines.reproduce.steps import Costs, Estimates, PlannedStep, Step, Trained
 from ckd.pipelines.workspace import domain_folder, read_json
 from ckd.teachers import TEACHERS
@@ -204,7 +203,7 @@ def make_study(
     left_out: dict[str, str] = {}
     if data is not None and len(known) == 1:
         left_out["recguru"] = f"RecGURU is left out: it needs a second domain beside {known[0]} in {data}."
-    blind = [name for name in chosen if not _has_pictures(work, name, config)] if data is not None else []
+    blind = [name for name in chosen if not has_pictures(work, name, config)] if data is not None else []
     if blind and teachers is None:
         left_out["unim2rec"] = (
             f"UniM²Rec is left out: {', '.join(blind)} without pictures. Prepare the domain and bring in its pictures' "
@@ -224,9 +223,3 @@ def make_study(
         progress=progress,
         say=say,
     )
-
-
-def _has_pictures(work: Path, domain: str, config: RunConfig) -> bool:
-    """Vectors of pictures are there, or a folder of pictures is named."""
-    feature = domain_folder(work, domain) / "features" / f"{IMAGE}.json"
-    return feature.exists() or "images" in config.features
