@@ -70,6 +70,21 @@ class DrawnScores:
             yield batch_id, [self.read(teacher, batch_id) for teacher in range(self.teachers)]
 
 
+class DrawnVectors(DrawnScores):
+    """Stored user vectors of several teachers, drawn from teacher and batch id; the item vectors go beside them."""
+
+    SIZE = 4
+
+    def read(self, teacher: int, batch_id: int) -> np.ndarray:
+        shape = (len(self.plan.batch(batch_id)), self.SIZE)
+        return np.random.default_rng([teacher, batch_id]).normal(size=shape).astype(np.float32)
+
+    def tables(self, n_items: int) -> list[torch.Tensor]:
+        draws = np.random.default_rng(9)
+        drawn = draws.normal(size=(self.teachers, n_items + 1, self.SIZE)).astype(np.float32)
+        return [torch.from_numpy(each) for each in drawn]
+
+
 PLAN: dict[str, Any] = {"batch_size": 16, "buckets": 2, "epochs": 4}
 STUDENT: dict[str, Any] = {"hidden_size": 8, "inner_size": 8, "n_layers": 1, "n_heads": 2}
 
@@ -83,17 +98,23 @@ def build_trainer(
     student: dict[str, Any] | None = None,
     teachers: int = 0,
     weight: float = 5.0,
+    everywhere: bool = False,
     model: Recommender | None = None,
     on_step: Any = None,
     on_epoch: Any = None,
     parallel: Parallel = ALONE,
     **train: Any,
 ) -> Trainer:
-    """A trainer of a small student with dropout, with `teachers` teachers of random scores."""
+    """A trainer of a small student with dropout, with `teachers` teachers of random scores, in-batch or everywhere."""
     domain = domain or _domain([4 + u * 7 % 9 for u in range(24)], n_items=20)
     made = build_plan(domain, PlanConfig(**{**PLAN, **(plan or {})}), seed=3)
     names = [f"teacher-{number}" for number in range(teachers)]
     target = TargetBuilder(DistillConfig(), names, [1.0] * teachers, [1.0] * teachers, epsilon=0.7) if names else None
+    distillation = None
+    if target is not None:
+        scores = DrawnVectors(made, teachers) if everywhere else DrawnScores(made, teachers)
+        tables = scores.tables(domain.n_items) if isinstance(scores, DrawnVectors) else ()
+        distillation = Distillation(scores, target, weight, tables=tables)
     torch.manual_seed(seed)
     return Trainer(
         model or SASRec.create(SASRecConfig(**{**STUDENT, **(student or {})}), domain),
@@ -102,7 +123,7 @@ def build_trainer(
         TrainConfig(device="cpu", **{"lr": 0.01, **train}),
         folder,
         {"train": {"lr": 0.01, **train}, "seed": seed},
-        distillation=None if target is None else Distillation(DrawnScores(made, teachers), target, weight),
+        distillation=distillation,
         seed=seed,
         on_step=on_step,
         on_epoch=on_epoch,

@@ -42,6 +42,7 @@ EQUAL: dict[str, dict[str, Any]] = {
     "distilled": {"student": NO_DROPOUT, "teachers": 3},
     "clipped": {"student": NO_DROPOUT, "teachers": 2, "clip_norm": 0.05},
     "instances": {"student": NO_DROPOUT, "teachers": 3, "plan": {"layout": "instance", "batch_size": 13}},
+    "everywhere": {"student": NO_DROPOUT, "teachers": 3, "everywhere": True},
     "in-batch": {"student": NO_DROPOUT, "teachers": 1, "ce": "in-batch"},
     "logq": {"student": NO_DROPOUT, "ce": "in-batch-logq"},
     "one-row": {
