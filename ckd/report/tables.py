@@ -148,9 +148,10 @@ LATEX = {
 def to_latex(tables: Sequence[Table], name: str) -> str:
     """The tables as booktabs floats; `name` begins their labels.
 
-    They need `\\usepackage{booktabs}`, and `\\usepackage[T1]{fontenc}` for signs such as a straight quotation mark.
+    They need the packages booktabs, graphicx (a table wider than the page is brought to its width), and T1 fontenc for
+    signs such as a straight quotation mark.
     """
-    head = "% Needs \\usepackage{booktabs} and \\usepackage[T1]{fontenc}.\n"
+    head = "% Needs \\usepackage{booktabs}, \\usepackage{graphicx} and \\usepackage[T1]{fontenc}.\n"
     return head + "\n".join(_latex(table, f"{name}-{number}") for number, table in enumerate(tables, start=1))
 
 
@@ -162,13 +163,14 @@ def _latex(table: Table, label: str) -> str:
         r"  \centering",
         rf"  \caption{{{latex(table.title)}}}",
         rf"  \label{{tab:{re.sub(r'[^A-Za-z0-9-]+', '-', label)}}}",
+        r"  \resizebox{\ifdim\width>\textwidth\textwidth\else\width\fi}{!}{%",
         rf"  \begin{{tabular}}{{{align}}}",
         r"    \toprule",
         "    " + r" & ".join(latex(cell) for cell in _headers(table)) + r" \\",
         r"    \midrule",
         *(f"    {row}" for row in rows),
         r"    \bottomrule",
-        r"  \end{tabular}",
+        r"  \end{tabular}}",
         *(rf"  \par\smallskip\footnotesize {latex(note)}" for note in table.notes),
         r"\end{table}",
     ]
