@@ -7,10 +7,11 @@ by SASRec; training is by cross-entropy (PRM-KD, Table 1). One model is pre-trai
 domains, learning both what items look like and what users prefer, and is transferred to new domains; items may lack
 content (the abstract).
 
-Ours, in the lineage of UniSRec: frozen text and image encoders; a mixture-of-experts adaptor for each modality, its
-output brought to length one; a softmax gate over the modalities that an item has, so that a missing image costs
-nothing; modality dropout; cosine scores over a temperature of 0.07; pre-training by in-batch contrast of sequences
-with their next items, and of items' texts with their images; id embeddings added, in fine-tuning alone.
+Ours, in the lineage of UniSRec: frozen text and image encoders; a mixture-of-experts adaptor for each modality; a
+softmax gate over the modalities that an item has, so that a missing image costs nothing; modality dropout; cosine
+scores over a temperature of 0.07; in fine-tuning, noise and dropout of adaptors and modalities drawn anew for every
+position of a sequence; pre-training by in-batch contrast of sequences with their next items, and of items' texts with
+their images; id embeddings added, in fine-tuning alone.
 """
 
 from __future__ import annotations
@@ -204,6 +205,14 @@ class UniM2Rec(Recommender):
         blocks = [items] if torch.is_grad_enabled() else torch.split(items, BLOCK_ITEMS)
         return torch.cat([self.content(block).fused for block in blocks])
 
+    def _drawn(self, items: torch.Tensor) -> torch.Tensor:
+        """(..., D) vectors of the items (...) at positions of sequences, each with noise and dropout of its own.
+
+        Item 0 fills the ends of packed rows, which nothing attends to.
+        """
+        content = self.content(items.flatten()).fused.unflatten(0, items.shape)
+        return content if self.item_embedding is None else content + self.item_embedding(items)
+
     def contextualise(self, x_PWD: torch.Tensor, packed: Packed) -> torch.Tensor:
         """(B, D) user vectors of length one, from the vectors of the packed sequences' items."""
         x = x_PWD + self.position_embedding(packed.positions)
@@ -218,9 +227,9 @@ class UniM2Rec(Recommender):
         return F.pad(unit(self.table()[1:]), (0, 0, 1, 0))
 
     def forward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        table = self.table()
-        users = self.contextualise(F.embedding(batch.packed.items, table), batch.packed)
-        return users, F.pad(unit(table[1:]), (0, 0, 1, 0))
+        table, items = self.table(), batch.packed.items
+        positions = self._drawn(items) if self.training else F.embedding(items, table)
+        return self.contextualise(positions, batch.packed), F.pad(unit(table[1:]), (0, 0, 1, 0))
 
     def train(self, mode: bool = True) -> Self:
         if mode:

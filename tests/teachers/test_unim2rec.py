@@ -201,6 +201,31 @@ def test_modality_dropout_hits_its_share_and_all_modalities_alike() -> None:
     assert (~kept).float().mean(dim=1).tolist() == pytest.approx([0.2, 0.2], abs=0.015)
 
 
+def test_every_position_draws_noise_of_its_own_in_training_alone() -> None:
+    model = UniM2Rec(UniM2RecConfig(**SMALL, mode="transductive"), both_features(40), 50)
+    items = torch.tensor([[3, 3, 5], [5, 3, 0]])
+    drawn = model.train()._drawn(items)
+    for one, other in (((0, 0), (0, 1)), ((0, 0), (1, 1)), ((0, 2), (1, 0))):
+        assert not torch.equal(drawn[one], drawn[other])
+    torch.testing.assert_close(model.eval()._drawn(items[:1]), model.table()[items[:1]])
+
+
+def test_gates_see_directions_alone() -> None:
+    content = make_content(both_features(40, coverage=1.0), chance=0.0).eval()
+    with torch.no_grad():
+        parts = torch.stack([part for part, _ in (m(all_rows(40)) for m in content.modalities.values())])
+        before = content(all_rows(40)).fused
+        for expert in content.modalities["text"].adaptor.experts:
+            expert.lin.weight.mul_(3.0)
+        after = content(all_rows(40)).fused
+        weights = [(fused - parts[1]).norm(dim=1) for fused in (before, after)]
+    # w text + (1 - w) image: with text three times as long and w the same.
+    share = weights[0] / (parts[0] - parts[1]).norm(dim=1)
+    torch.testing.assert_close(
+        after, share[:, None] * 3 * parts[0] + (1 - share)[:, None] * parts[1], rtol=1e-4, atol=1e-4
+    )
+
+
 def test_modality_dropout_is_for_training_alone() -> None:
     content = make_content(both_features(40, coverage=1.0), chance=1.0)
     items = all_rows(40)

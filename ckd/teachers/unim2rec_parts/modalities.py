@@ -23,7 +23,7 @@ class Content:
 
     Attributes:
         fused: (N, D) one vector an item.
-        parts: (M, N, D) vectors of length one, zero where the item lacks the modality.
+        parts: (M, N, D) adapted vectors, zero where the item lacks the modality.
         present: (M, N) bool, which item has which modality.
     """
 
@@ -58,19 +58,19 @@ class Modality(nn.Module):
         self.adaptor = MoEAdaptor(features.dim, hidden, n_experts, dropout)
 
     def forward(self, items: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(N, D) vectors of length one, zero where missing, and (N,) bool whether there is one, of the items (N,)."""
+        """(N, D) adapted vectors, zero where missing, and (N,) bool whether there is one, of the items (N,)."""
         slots = self.slots[items]
         present = slots >= 0
         rows = present.nonzero()[:, 0]
-        adapted = unit(self.adaptor(self.vectors[slots[rows]]))
+        adapted = single(self.adaptor(self.vectors[slots[rows]]))
         return adapted.new_zeros(len(items), adapted.shape[1]).index_copy(0, rows, adapted), present
 
 
 class ItemContent(nn.Module):
     """The fused content of items.
 
-    An item's vector is the mean of its adapted modalities, each of length one, weighed by a softmax of gates over the
-    modalities that it has. With one modality the weight is exactly 1. Items with none share one learned vector.
+    An item's vector is the mean of its adapted modalities, weighed by a softmax of gates, which see directions, over
+    the modalities that it has. With one modality the weight is exactly 1. Items with none share one learned vector.
 
     Args:
         features: by modality.
@@ -115,7 +115,8 @@ class ItemContent(nn.Module):
         found = [modality(items) for modality in self.modalities.values()]
         parts, present = torch.stack([part for part, _ in found]), torch.stack([there for _, there in found])
         used = drop_modalities(present, self.modality_dropout) if self.training else present
-        logits = torch.stack([gate(part)[:, 0].float() for gate, part in zip(self._gates(), parts, strict=True)])
+        # A gate sees directions alone: with long vectors it would soon be all or nothing.
+        logits = torch.stack([gate(unit(part))[:, 0].float() for gate, part in zip(self._gates(), parts, strict=True)])
         return Content(self._fuse(parts, logits, used), parts, present)
 
     def _fuse(self, parts: torch.Tensor, logits: torch.Tensor, used: torch.Tensor) -> torch.Tensor:
@@ -142,6 +143,11 @@ def drop_modalities(present: torch.Tensor, chance: float) -> torch.Tensor:
     return present & ~(hit & (numbers == victim))
 
 
+def single(vectors: torch.Tensor) -> torch.Tensor:
+    """In float32 at least: a cosine over a small temperature wants every digit."""
+    return vectors.to(torch.promote_types(vectors.dtype, torch.float32))
+
+
 def unit(vectors: torch.Tensor) -> torch.Tensor:
-    """Rows of length one, in float32 at least: a cosine over a small temperature wants every digit."""
-    return F.normalize(vectors.to(torch.promote_types(vectors.dtype, torch.float32)), dim=-1)
+    """Rows of length one, in float32 at least; zeros stay zero."""
+    return F.normalize(single(vectors), dim=-1)

@@ -36,7 +36,10 @@ class PretrainingModel(UniM2Rec):
     """
 
     def forward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """(B, D) user vectors, and (1 + M, B, D) the targets: fused, and in each modality, zero where it is missing."""
+        """(B, D) user vectors, and (1 + M, B, D) the targets: fused, and in each modality, zero where it is missing.
+
+        User vectors are of length one, targets as adapted.
+        """
         packed = batch.packed
         items, places = torch.unique(torch.cat([packed.items.flatten(), batch.targets]), return_inverse=True)
         # Item 0 fills the ends of packed rows, which nothing attends to; like an item without any modality it has none.
@@ -65,7 +68,7 @@ def alignment_loss(text: torch.Tensor, image: torch.Tensor, items: torch.Tensor,
     item of both, the loss is zero.
 
     Args:
-        text, image: (B, D) of length one, or zero where missing.
+        text, image: (B, D) adapted vectors of any length, zero where missing.
         items: (B,) the item of each row.
         temperature: tau.
     """
@@ -76,7 +79,7 @@ def alignment_loss(text: torch.Tensor, image: torch.Tensor, items: torch.Tensor,
     rows = rows[both & first]
     if not len(rows):
         return (text.sum() + image.sum()) * 0.0
-    logits = (text[rows] @ image[rows].T).float() / temperature
+    logits = unit(text[rows]) @ unit(image[rows]).T / temperature
     own = torch.arange(len(rows), device=rows.device)
     return 0.5 * (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own))
 
