@@ -43,6 +43,9 @@ from ckd.teachers.unim2rec_parts.modalities import ItemContent, unit
 
 NAME = "unim2rec"
 
+#: Counts what the same weights have meant; 2: modalities are fused as adapted, and no longer at length one.
+REVISION = 2
+
 #: Items encoded at a time where no gradient is needed.
 BLOCK_ITEMS = 1 << 16
 
@@ -115,7 +118,7 @@ class UniM2Rec(Recommender):
         features = read_features(config, domain)
         if config.start is None:
             return cls._of(config, domain, features, domain.history_cap)
-        info = read_info(config.start, NAME, "pre-trained")
+        info = _read(config.start, "pre-trained")
         _check_start(config, info, features, domain)
         model = cls._of(config, domain, features, info["max_length"])
         tensors = read_weights(config.start / WEIGHTS)
@@ -131,7 +134,7 @@ class UniM2Rec(Recommender):
 
     @classmethod
     def load(cls, folder: Path, domain: Domain) -> Self:
-        info = read_info(folder, NAME, "fine-tuned", domain)
+        info = _read(folder, "fine-tuned", domain)
         config = parse(cls.Config, info["config"], str(folder / INFO))
         features = read_features(config, domain)
         for modality, found in features.items():
@@ -162,6 +165,7 @@ class UniM2Rec(Recommender):
     def _write(self, folder: Path, stage: Stage, more: dict[str, Any]) -> None:
         info = {
             "config": self.config.model_dump(mode="json"),
+            "revision": REVISION,
             "features": self.feature_info,
             "max_length": self.position_embedding.num_embeddings,
         }
@@ -254,6 +258,17 @@ def read_features(config: UniM2RecSizes, domain: Domain) -> dict[str, ItemFeatur
         DataError: one is missing or belongs to other items.
     """
     return {modality: load_features(domain, name) for modality, name in config.features.items()}
+
+
+def _read(folder: Path, stage: Stage, domain: Domain | None = None) -> dict[str, Any]:
+    """The description of a saved model, refused where its weights meant something else."""
+    info = read_info(folder, NAME, stage, domain)
+    if info.get("revision") != REVISION:
+        raise DataError(
+            f"{folder / INFO}: revision {info.get('revision')!r} of UniM²Rec, this version reads {REVISION}. "
+            f"{'Pre-train' if stage == 'pre-trained' else 'Fine-tune'} it again."
+        )
+    return info
 
 
 def _check_start(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -208,6 +209,24 @@ def test_every_position_draws_noise_of_its_own_in_training_alone() -> None:
     for one, other in (((0, 0), (0, 1)), ((0, 0), (1, 1)), ((0, 2), (1, 0))):
         assert not torch.equal(drawn[one], drawn[other])
     torch.testing.assert_close(model.eval()._drawn(items[:1]), model.table()[items[:1]])
+
+
+def test_weights_of_an_earlier_revision_are_refused(tmp_path: Path, target: Domain) -> None:
+    domain = saved(target, tmp_path / "domain")
+    model = UniM2Rec.create(UniM2RecConfig(**SMALL), domain)
+    for stage, write in (("fine-tuned", model.save), ("pre-trained", lambda at: model.save_pretrained(at, {}))):
+        folder = tmp_path / stage
+        folder.mkdir()
+        write(folder)
+        path = folder / "teacher.json"
+        info = json.loads(path.read_text())
+        path.write_text(json.dumps({key: value for key, value in info.items() if key != "revision"}))
+        begin = partial(UniM2Rec.create, UniM2RecConfig(**SMALL, start=folder))
+        read = partial(UniM2Rec.load, folder) if stage == "fine-tuned" else begin
+        with pytest.raises(
+            DataError, match=r"teacher\.json: revision None of UniM²Rec, this version reads 2\. .*again"
+        ):
+            read(domain)
 
 
 def test_gates_see_directions_alone() -> None:
