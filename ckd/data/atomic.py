@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from ckd.errors import DataError
 
 
 def fsync_path(path: Path) -> None:
@@ -76,6 +79,43 @@ def replace_folder(path: Path, keep: tuple[str, ...] = ()) -> Iterator[Path]:
         raise
     shutil.rmtree(old, ignore_errors=True)
     fsync_path(path.parent)
+
+
+@contextmanager
+def only_process(folder: Path) -> Iterator[None]:
+    """Make the folder, and keep other processes that ask for the same out of it; the lock ends with the process.
+
+    Where the operating system or the file system knows no such lock, nobody is kept out.
+
+    Raises:
+        DataError: another process is at work there.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if sys.platform == "win32":
+        yield
+        return
+    import fcntl
+
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise DataError(f"{folder}: another process is at work here. Wait for it, or give another --run.") from None
+        except OSError:
+            pass
+        yield
+    finally:
+        os.close(handle)
+
+
+def empty_folder(folder: Path) -> None:
+    """Remove all that lies in the folder; the folder itself, and a lock on it, stay."""
+    for entry in folder.iterdir():
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()
 
 
 def write_json(path: Path, value: Any) -> None:

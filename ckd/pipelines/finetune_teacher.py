@@ -12,7 +12,7 @@ import torch
 
 from ckd.baselines.hetcomp_parts.kept import RankingRecorder, drop_begun, kept_epochs, kept_every
 from ckd.config import PlanConfig, RunConfig, TrainConfig, parse
-from ckd.data.atomic import write_json
+from ckd.data.atomic import only_process, write_json
 from ckd.data.domain import Domain
 from ckd.distill import live
 from ckd.distill.checkpoint import require_same_run
@@ -103,24 +103,24 @@ def finetune_teacher(
     model = teacher_class.create(model_config, domain)
     _require_trainable(model, teacher_name)
     keep = RankingRecorder(model, domain, folder, keep_rankings) if keep_rankings is not None else None
-    if keep is None:
-        drop_begun(folder)
-    else:
-        keep.begin()
-    folder.mkdir(parents=True, exist_ok=True)
-    if isinstance(model, SelfFinetuning):
-        best_epoch, quality = _self_finetune(model, domain, train, config.seed, folder, progress, keep)
-    else:
-        trained = _finetune(model, domain, train, config.seed, folder, identity, progress, on_epoch, keep)
-        best_epoch, quality = trained.best_epoch, trained.metrics["ndcg@10"]
-    model.save(folder)
-    if keep is not None:
-        keep.finish(teacher_fingerprint(folder), best_epoch, quality)
-    metrics = {}
-    for split in ("valid", "test"):
-        ranks = rank_targets(model, domain, split, device=pick_device(train.device))
-        metrics[split] = ranking_metrics(ranks.rank)
-    write_json(folder / RESULT, {"identity": identity, "metrics": metrics, "versions": versions()})
+    with only_process(folder):
+        if keep is None:
+            drop_begun(folder)
+        else:
+            keep.begin()
+        if isinstance(model, SelfFinetuning):
+            best_epoch, quality = _self_finetune(model, domain, train, config.seed, folder, progress, keep)
+        else:
+            trained = _finetune(model, domain, train, config.seed, folder, identity, progress, on_epoch, keep)
+            best_epoch, quality = trained.best_epoch, trained.metrics["ndcg@10"]
+        model.save(folder)
+        if keep is not None:
+            keep.finish(teacher_fingerprint(folder), best_epoch, quality)
+        metrics = {}
+        for split in ("valid", "test"):
+            ranks = rank_targets(model, domain, split, device=pick_device(train.device))
+            metrics[split] = ranking_metrics(ranks.rank)
+        write_json(folder / RESULT, {"identity": identity, "metrics": metrics, "versions": versions()})
     return FinetunedTeacher(folder, metrics, teacher_fingerprint(folder), reused=False, rankings=kept_epochs(folder))
 
 

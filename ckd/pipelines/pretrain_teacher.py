@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ckd.config import RunConfig, parse
-from ckd.data.atomic import write_json
+from ckd.data.atomic import only_process, write_json
 from ckd.data.domain import Domain
 from ckd.distill.trainer import with_defaults
 from ckd.errors import ConfigError, DataError
@@ -71,10 +71,10 @@ def pretrain_teacher(
     if (folder / RESULT).exists():
         _check_same(folder, identity)
         return Pretrained(folder, teacher_fingerprint(folder), reused=True)
-    folder.mkdir(parents=True, exist_ok=True)
-    teacher_class.pretrain(domains, model_config, train, config.seed, folder, progress)
-    write_json(folder / RESULT, {"identity": identity, "versions": versions()})
-    return Pretrained(folder, teacher_fingerprint(folder), reused=False)
+    with only_process(folder):
+        teacher_class.pretrain(domains, model_config, train, config.seed, folder, progress)
+        write_json(folder / RESULT, {"identity": identity, "versions": versions()})
+        return Pretrained(folder, teacher_fingerprint(folder), reused=False)
 
 
 def _check_same(folder: Path, identity: dict[str, Any]) -> None:

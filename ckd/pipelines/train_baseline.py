@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -18,7 +17,7 @@ from ckd.baselines.hetcomp_parts.rankings import RankingLists
 from ckd.baselines.recguru import RecGURU, RecGURUConfig
 from ckd.baselines.recguru_parts.training import Lengths, RecGURUTrainer
 from ckd.config import RunConfig, parse
-from ckd.data.atomic import write_json
+from ckd.data.atomic import empty_folder, only_process, write_json
 from ckd.data.domain import Domain
 from ckd.distill.trainer import Trained
 from ckd.errors import ConfigError, DataError, did_you_mean
@@ -133,8 +132,6 @@ def _train(job: _Job, domain: Domain, seed: int, folder: Path, restart: bool, on
     torch.manual_seed(seed)
     model = job.create()
     trainer = job.trainer(model, folder, on_epoch)
-    if restart and folder.exists():
-        shutil.rmtree(folder)
     described = {
         "identity": job.identity,
         "n_items": domain.n_items,
@@ -142,8 +139,11 @@ def _train(job: _Job, domain: Domain, seed: int, folder: Path, restart: bool, on
         "parameters": sum(p.numel() for p in model.parameters()),
         "versions": versions(),
     }
-    write_json(folder / STUDENT_FILE, described)
-    return TrainedBaseline(folder, trainer.fit(), reused=False)
+    with only_process(folder):
+        if restart:
+            empty_folder(folder)
+        write_json(folder / STUDENT_FILE, described)
+        return TrainedBaseline(folder, trainer.fit(), reused=False)
 
 
 def listed_teachers(work: Path, domain_name: str) -> list[str]:

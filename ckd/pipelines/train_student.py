@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import torch
 
 from ckd.baselines import model_class
 from ckd.config import RunConfig, parse
-from ckd.data.atomic import write_json
+from ckd.data.atomic import empty_folder, only_process, write_json
 from ckd.data.domain import Domain
 from ckd.distill.checkpoint import require_same_run
 from ckd.distill.events import require_tensorboard
@@ -125,26 +125,26 @@ def train_student(
         "processes": parallel.size,
         "versions": versions(),
     }
-    if parallel.first:
-        if restart and folder.exists():
-            shutil.rmtree(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / STUDENT_FILE, described)
-    parallel.gather(None)  # nobody looks for a checkpoint before a run to be discarded is gone
-    trainer = Trainer(
-        model,
-        domain,
-        plan,
-        train,
-        folder,
-        identity,
-        distillation=distillation,
-        seed=config.seed,
-        on_step=on_step,
-        on_epoch=on_epoch,
-        parallel=parallel,
-    )
-    return TrainedStudent(folder, trainer.fit(), reused=False, mismatches=identity["mismatches"])
+    with only_process(folder) if parallel.first else nullcontext():
+        if parallel.first:
+            if restart:
+                empty_folder(folder)
+            write_json(folder / STUDENT_FILE, described)
+        parallel.gather(None)  # nobody looks for a checkpoint before a run to be discarded is gone
+        trainer = Trainer(
+            model,
+            domain,
+            plan,
+            train,
+            folder,
+            identity,
+            distillation=distillation,
+            seed=config.seed,
+            on_step=on_step,
+            on_epoch=on_epoch,
+            parallel=parallel,
+        )
+        return TrainedStudent(folder, trainer.fit(), reused=False, mismatches=identity["mismatches"])
 
 
 def finished_run(folder: Path, identity: dict[str, Any]) -> Trained | None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from ckd.data.atomic import replace_file, replace_folder, write_json
+from ckd.data.atomic import empty_folder, only_process, replace_file, replace_folder, write_json
+from ckd.errors import DataError
 
 
 def entries(folder: Path) -> list[str]:
@@ -119,3 +122,47 @@ def test_json_is_sorted_and_ends_with_a_line_feed(tmp_path: Path) -> None:
     assert json.loads(text) == {"a": [1, 2], "b": "x"}
     assert text.index('"a"') < text.index('"b"')
     assert text.endswith("}\n")
+
+
+HOLDS = """
+import sys, time
+from pathlib import Path
+from ckd.data.atomic import only_process
+with only_process(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such lock there")
+def test_a_second_process_is_kept_out_until_the_first_has_ended(tmp_path: Path) -> None:
+    folder = tmp_path / "runs" / "one"
+    with subprocess.Popen([sys.executable, "-c", HOLDS, str(folder)], stdout=subprocess.PIPE, text=True) as first:
+        try:
+            assert first.stdout is not None
+            assert first.stdout.readline() == "held\n"
+            with pytest.raises(DataError, match=r"one: another process is at work here\. Wait"), only_process(folder):
+                pytest.fail("two are in")
+            with only_process(folder.with_name("two")):
+                pass
+        finally:
+            first.kill()
+    # Killed, it has left nothing that would keep anybody out.
+    with only_process(folder):
+        (folder / "file").write_text("new")
+    assert entries(folder) == ["file"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such lock there")
+def test_emptying_a_folder_keeps_its_lock(tmp_path: Path) -> None:
+    (tmp_path / "run" / "deep").mkdir(parents=True)
+    (tmp_path / "run" / "deep" / "file").write_text("old")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "kept").write_text("kept")
+    (tmp_path / "run" / "link").symlink_to(tmp_path / "elsewhere")
+    with only_process(tmp_path / "run"):
+        empty_folder(tmp_path / "run")
+        assert entries(tmp_path / "run") == []
+        with pytest.raises(DataError, match="another process"), only_process(tmp_path / "run"):
+            pytest.fail("two are in")
+    assert entries(tmp_path / "elsewhere") == ["kept"]

@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 from ckd.config import RunConfig
+from ckd.data.atomic import only_process
 from ckd.distill.masks import in_batch_mask
 from ckd.errors import CkdError, ConfigError, DataError
 from ckd.pipelines.finetune_teacher import load_result, teacher_fingerprint
@@ -241,6 +242,16 @@ def test_another_run_in_the_folder_is_refused_and_left_alone(
     assert not again.reused
     assert weights(done) != before[f"students/{studio.domain.name}/mine/best.safetensors"][1]
     assert train(studio, studio.teachers, other, run="mine").reused
+
+
+@pytest.mark.parametrize("restart", [False, True])
+def test_a_run_that_another_process_trains_is_left_alone(studio: Any, restart: bool) -> None:
+    folder = train(studio).folder
+    (folder / "last.json").unlink()
+    before = everything(folder)
+    with only_process(folder), pytest.raises(DataError, match=r"sasrec: another process is at work here\. Wait"):
+        train(studio, restart=restart)
+    assert everything(folder) == before
 
 
 def test_a_restart_that_cannot_begin_discards_nothing(studio: Any) -> None:
