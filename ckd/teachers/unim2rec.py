@@ -35,11 +35,13 @@ from ckd.nn.evaluating import evaluating
 from ckd.nn.recommender import ModelConfig, Recommender
 from ckd.nn.remembered import Remembered
 from ckd.nn.transformer import TransformerEncoder, initialise, packed_mask
+from ckd.nn.unit import unit
 from ckd.nn.weights import put_weights, read_weights
 from ckd.teachers.common.folder import INFO, WEIGHTS, Stage, read_info, write_teacher
+from ckd.teachers.common.start import check_sizes
 from ckd.teachers.protocol import Report, Similarity
 from ckd.teachers.unim2rec_parts.config import UniM2RecPretrainConfig, UniM2RecSizes
-from ckd.teachers.unim2rec_parts.modalities import ItemContent, unit
+from ckd.teachers.unim2rec_parts.modalities import ItemContent
 
 NAME = "unim2rec"
 
@@ -276,10 +278,7 @@ def _check_start(
 ) -> None:
     """Refuse pre-trained weights that cannot be this model's, naming the key that differs."""
     where = f"teacher.start={config.start}"
-    for key in ("hidden_size", "inner_size", "n_layers", "n_heads", "n_experts"):
-        here, there = getattr(config, key), info["config"][key]
-        if here != there:
-            raise ConfigError(f"{where}: pre-trained with {key}={there}, not {here}. Set teacher.{key}={there}.")
+    check_sizes(where, config, info, domain)
     for modality, found in features.items():
         size = info["features"].get(modality, {"size": found.dim})["size"]
         if size != found.dim:
@@ -287,11 +286,6 @@ def _check_start(
                 f"{where}: pre-trained on {modality} vectors of size {size}, feature {found.name!r} of domain "
                 f"{domain.name!r} has {found.dim}. Encode the items with the encoder of the pre-training."
             )
-    if info["max_length"] < domain.history_cap:
-        raise ConfigError(
-            f"{where}: pre-trained on histories of at most {info['max_length']} items, domain {domain.name!r} has up "
-            f"to {domain.history_cap}. Prepare it with a lower cap."
-        )
 
 
 TEACHER = UniM2Rec

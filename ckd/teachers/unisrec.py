@@ -30,8 +30,10 @@ from ckd.nn.moe_adaptor import MoEAdaptor
 from ckd.nn.recommender import ModelConfig, Recommender
 from ckd.nn.remembered import Remembered
 from ckd.nn.transformer import TransformerEncoder, initialise, packed_mask
+from ckd.nn.unit import unit
 from ckd.nn.weights import put_weights, read_weights
 from ckd.teachers.common.folder import WEIGHTS, read_info, write_teacher
+from ckd.teachers.common.start import check_sizes
 from ckd.teachers.protocol import Report, Similarity
 from ckd.teachers.unisrec_parts.config import UniSRecPretrainConfig, UniSRecSizes
 from ckd.teachers.unisrec_parts.published import infer_sizes
@@ -261,18 +263,10 @@ class UniSRec(Recommender):
             return unit(self.table()[items.to(self.LayerNorm.weight.device)]).float()
 
 
-def unit(vectors: torch.Tensor) -> torch.Tensor:
-    """Rows of length one, in float32 at least: a cosine over a small temperature wants every digit."""
-    return F.normalize(vectors.to(torch.promote_types(vectors.dtype, torch.float32)), dim=-1)
-
-
 def _check_start(config: UniSRecConfig, info: Mapping[str, Any], features: ItemFeatures, domain: Domain) -> None:
     """Refuse pre-trained weights that cannot be this model's, naming the key that differs."""
     where = f"teacher.start={config.start}"
-    for key in ("hidden_size", "inner_size", "n_layers", "n_heads", "n_experts"):
-        here, there = getattr(config, key), info["config"][key]
-        if here != there:
-            raise ConfigError(f"{where}: pre-trained with {key}={there}, not {here}. Set teacher.{key}={there}.")
+    check_sizes(where, config, info, domain)
     if info["feature_size"] != features.dim:
         raise ConfigError(
             f"{where}: pre-trained on text vectors of size {info['feature_size']}, feature {features.name!r} of domain "
@@ -283,11 +277,6 @@ def _check_start(config: UniSRecConfig, info: Mapping[str, Any], features: ItemF
         raise ConfigError(
             f"{where}: pre-trained on the text vectors of another encoder than feature {features.name!r} of domain "
             f"{domain.name!r} comes from. Encode the items with the encoder of the pre-training: {there}."
-        )
-    if info["max_length"] < domain.history_cap:
-        raise ConfigError(
-            f"{where}: pre-trained on histories of at most {info['max_length']} items, domain {domain.name!r} has up "
-            f"to {domain.history_cap}. Prepare it with a lower cap."
         )
 
 

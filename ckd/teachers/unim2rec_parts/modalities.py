@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from ckd.data.features import ItemFeatures
 from ckd.nn.moe_adaptor import MoEAdaptor
+from ckd.nn.unit import single, unit
 
 
 @dataclass(frozen=True)
@@ -141,13 +141,3 @@ def drop_modalities(present: torch.Tensor, chance: float) -> torch.Tensor:
     victim = torch.rand(present.shape, device=present.device).masked_fill(~present, -1.0).argmax(dim=0)
     numbers = torch.arange(len(present), device=present.device)[:, None]
     return present & ~(hit & (numbers == victim))
-
-
-def single(vectors: torch.Tensor) -> torch.Tensor:
-    """In float32 at least: a cosine over a small temperature wants every digit."""
-    return vectors.to(torch.promote_types(vectors.dtype, torch.float32))
-
-
-def unit(vectors: torch.Tensor) -> torch.Tensor:
-    """Rows of length one, in float32 at least; zeros stay zero."""
-    return F.normalize(single(vectors), dim=-1)

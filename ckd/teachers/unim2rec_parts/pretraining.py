@@ -23,10 +23,10 @@ from ckd.distill.losses import in_batch_cross_entropy
 from ckd.distill.masks import in_batch_mask_torch
 from ckd.distill.plan import build_plan
 from ckd.distill.trainer import Trainer, with_defaults
+from ckd.nn.unit import unit
 from ckd.teachers.protocol import Report
 from ckd.teachers.unim2rec import NAME, UniM2Rec
 from ckd.teachers.unim2rec_parts.config import UniM2RecPretrainConfig
-from ckd.teachers.unim2rec_parts.modalities import unit
 
 
 class PretrainingModel(UniM2Rec):

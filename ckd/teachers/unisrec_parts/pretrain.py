@@ -28,8 +28,9 @@ from ckd.distill.checkpoint import TrainState, load_checkpoint, save_checkpoint
 from ckd.distill.feed import Ahead
 from ckd.distill.trainer import TrainingDiverged, pick_device
 from ckd.errors import DataError
+from ckd.nn.unit import unit
 from ckd.teachers.protocol import Report
-from ckd.teachers.unisrec import UniSRec, unit
+from ckd.teachers.unisrec import UniSRec
 from ckd.teachers.unisrec_parts.augment import drop_items, drop_words
 from ckd.teachers.unisrec_parts.config import UniSRecPretrainConfig
 from ckd.teachers.unisrec_parts.contrast import in_batch_contrast
