@@ -43,7 +43,10 @@ class Page:
     def html(self) -> str:
         """The whole document."""
         sections = [
-            *(self._experiment(experiment) for experiment in self.work.experiments),
+            *(
+                self._experiment(experiment, title)
+                for experiment, title in zip(self.work.experiments, titles(self.work.experiments), strict=True)
+            ),
             self._searches(),
             self._curricula(),
             self._runs(),
@@ -82,9 +85,8 @@ class Page:
 
     # --- experiments -------------------------------------------------------------------------------------------------
 
-    def _experiment(self, experiment: Experiment) -> tuple[str, str, str]:
+    def _experiment(self, experiment: Experiment, title: str) -> tuple[str, str, str]:
         e = experiment
-        title = f"{e.element}: {e.title}" if e.element else e.title
         facts = [
             ", ".join(e.domains),
             "seeds " + ", ".join(map(str, e.seeds)) if len(e.seeds) > 1 else f"seed {e.seeds[0]}" if e.seeds else "",
@@ -277,6 +279,20 @@ class Page:
     def _domains(self) -> tuple[str, str, str]:
         body = to_html(domains_table(self.work.domains)) if self.work.domains else ""
         return "Domains", self.anchor("domains"), body
+
+
+def titles(experiments: Sequence[Experiment]) -> list[str]:
+    """What each is called; experiments of one title are told apart by domains, and where these agree, by methods."""
+    plain = [f"{e.element}: {e.title}" if e.element else e.title for e in experiments]
+    domains = [f"{title}, on {', '.join(e.domains)}" for title, e in zip(plain, experiments, strict=True)]
+    methods = [
+        f"{title}: {', '.join(dict.fromkeys(run.method for run in e.runs))}"
+        for title, e in zip(domains, experiments, strict=True)
+    ]
+    return [
+        next((name for name, known in ((a, plain), (b, domains)) if known.count(name) == 1), c)
+        for a, b, c in zip(plain, domains, methods, strict=True)
+    ]
 
 
 def _trials_panel(search: SearchInfo) -> Panel | None:

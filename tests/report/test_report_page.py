@@ -7,6 +7,7 @@ import csv
 import io
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,10 @@ from typing import Any
 import pytest
 
 from ckd.errors import DataError
+from ckd.pipelines.reproduce.result import Experiment
 from ckd.report.build import make_report
 from ckd.report.markup import Anchors, esc
+from ckd.report.page import titles
 from ckd.report.style import CSS
 
 VOID = {"meta", "br", "hr", "link", "img", "input"}
@@ -249,3 +252,17 @@ def test_nothing_to_report(tmp_path: Path) -> None:
 def test_anchors() -> None:
     anchor = Anchors()
     assert [anchor("a b"), anchor("A", "b"), anchor("<>"), anchor("é")] == ["a-b", "a-b-2", "part", "part-2"]
+
+
+def test_experiments_of_one_title_are_told_apart(finished_report: Any) -> None:
+    path = next((finished_report.work / "experiments").glob("*.json"))
+    experiment = Experiment.load(path)
+    other = replace(experiment, domains=("elsewhere",))
+    fewer = replace(experiment, runs=(replace(experiment.runs[0], method="alone"),))
+    plain = f"{experiment.element}: {experiment.title}"
+    assert titles([experiment]) == [plain]
+    assert titles([experiment, other]) == [f"{plain}, on {', '.join(experiment.domains)}", f"{plain}, on elsewhere"]
+    found = titles([experiment, other, fewer])
+    assert found[1] == f"{plain}, on elsewhere"
+    assert found[2] == f"{plain}, on {', '.join(experiment.domains)}: alone"
+    assert len(set(found)) == 3
