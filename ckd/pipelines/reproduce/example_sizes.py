@@ -39,14 +39,14 @@ EXAMPLE_TEACHERS: dict[str, dict[str, Any]] = {
     },
 }
 
-#: Keys of `train`, for students and teachers.
-EXAMPLE_TRAIN: dict[str, Any] = {"epochs": 60, "patience": 5}
+#: Keys of `train`, for students and teachers. A distilled student rests for ten epochs before it goes on rising.
+EXAMPLE_TRAIN: dict[str, Any] = {"epochs": 60, "patience": 15}
 
 #: What single models need otherwise, by `section.key`; `baseline` is a baseline's own section.
 EXAMPLE_METHODS: dict[str, dict[str, Any]] = {
     "recformer": {"train.lr": 5e-4, "train.epochs": 30, "train.validate_every": 2, "train.patience": 3},
-    "unisrec": {"train.batch_size": 512, "train.lr": 3e-3, "train.epochs": 30},
-    "unim2rec": {"train.batch_size": 512, "train.lr": 3e-3, "train.epochs": 30},
+    "unisrec": {"train.batch_size": 512, "train.lr": 3e-3, "train.epochs": 30, "train.patience": 5},
+    "unim2rec": {"train.batch_size": 512, "train.lr": 3e-3, "train.epochs": 30, "train.patience": 5},
     "bert4rec": {"train.epochs": 30},
     "hetcomp": {"baseline.epochs": 30, "baseline.period": 5},
     "recguru": {
