@@ -103,7 +103,7 @@ def only_process(folder: Path) -> Iterator[None]:
         except BlockingIOError:
             raise DataError(f"{folder}: another process is at work here. Wait for it, or give another --run.") from None
         except OSError:
-            pass
+            pass  # a file system without such locks
         yield
     finally:
         os.close(handle)

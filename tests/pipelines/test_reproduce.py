@@ -233,7 +233,9 @@ def test_without_pictures_of_the_sources_pretraining_reads_texts_alone(tmp_path:
         (tmp_path / "data" / name).mkdir(parents=True)
     options = {"data": tmp_path / "data", "names": ["shop"], "sources": ["market", "fair"], "teachers": ["unim2rec"]}
     wanted = Options(methods=("UniM²Rec",))
-    here = states(study_of(tmp_path / "work", small, **options), options=wanted)
+    study = study_of(tmp_path / "work", small, **options)
+    assert study.notes == ("UniM²Rec is pre-trained on texts alone: market, fair without pictures.",)
+    here = states(study, options=wanted)
     assert [what for what in here if what.startswith("encode")] == [
         "encode text of shop",
         "encode image of shop",
@@ -244,7 +246,9 @@ def test_without_pictures_of_the_sources_pretraining_reads_texts_alone(tmp_path:
         features = tmp_path / "work" / "domains" / source / "features"
         features.mkdir(parents=True)
         (features / "image.json").write_text("{}")
-    both = states(study_of(tmp_path / "work", small, **options), options=wanted)
+    seen = study_of(tmp_path / "work", small, **options)
+    assert seen.notes == ()
+    both = states(seen, options=wanted)
     assert both["encode image of market"] == "done"
 
 

@@ -209,6 +209,11 @@ def make_study(
             f"UniM²Rec is left out: {', '.join(blind)} without pictures. Prepare the domain and bring in its pictures' "
             "vectors with `ckd encode-items --modality image`, or name the teachers."
         )
+    used = tuple(teachers or (name for name in DEFAULT_TEACHERS if name not in left_out))
+    notes = list(left_out.values())
+    unseen = [name for name in sources if not has_pictures(work, name, config)] if data is not None else []
+    if unseen and "unim2rec" in used:
+        notes.append(f"UniM²Rec is pre-trained on texts alone: {', '.join(unseen)} without pictures.")
     return Study(
         work=work,
         data=data,
@@ -216,10 +221,10 @@ def make_study(
         seeds=every,
         teacher_seeds=every[:teacher_seeds],
         config=config,
-        teachers=tuple(teachers or (name for name in DEFAULT_TEACHERS if name not in left_out)),
+        teachers=used,
         sources=tuple(sources),
         left_out=tuple(left_out),
-        notes=tuple(left_out.values()),
+        notes=tuple(notes),
         progress=progress,
         say=say,
     )
