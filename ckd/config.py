@@ -111,6 +111,13 @@ class TrainConfig(Section):
     patience: int = Field(10, ge=1, description="validations without a better NDCG@10 before stopping")
     validate_every: int = Field(1, ge=1, description="epochs between validations")
     clip_norm: float | None = Field(None, gt=0)
+    ema: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="decay, at each step, of a moving average of the weights, which is validated and kept; none: the "
+        "weights themselves are",
+    )
     ce: Literal["full", "in-batch", "in-batch-logq"] = "full"
     precision: Literal["fp32", "bf16"] = "fp32"
     device: str = Field("auto", description="auto: cuda where there is one, else cpu")
@@ -124,8 +131,12 @@ class TrainConfig(Section):
     NO_IDENTITY: ClassVar[frozenset[str]] = frozenset({"device", "tensorboard"})
 
     def identity(self, *without: str) -> dict[str, Any]:
-        """The settings that tell one run from another, as JSON values; `without` leaves out further ones."""
-        return self.model_dump(mode="json", exclude={*self.NO_IDENTITY, *without})
+        """The settings that tell one run from another, as JSON values; `without` leaves out further ones.
+
+        `ema` is among them where it is set: a run from before there was this key is still the same run without it.
+        """
+        left_out = {*self.NO_IDENTITY, *without, *(["ema"] if self.ema is None else [])}
+        return self.model_dump(mode="json", exclude=left_out)
 
 
 class RunConfig(Section):

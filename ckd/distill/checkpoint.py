@@ -13,6 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
+from ckd.distill.averaging import Average
 from ckd.errors import DataError
 from ckd.nn.weights import write_tensors
 
@@ -55,18 +56,22 @@ def save_checkpoint(
     state: TrainState,
     identity: dict[str, Any],
     others: Sequence[dict[str, torch.Tensor]] = (),
+    average: Average | None = None,
 ) -> None:
     """Write model, optimizer, random generators and state, atomically.
 
     Args:
         identity: what the run is of (configuration and fingerprints); `load_checkpoint` compares it.
         others: `generator_state` of the further processes that train the model together, from rank 1.
+        average: of the model's weights, where one is kept.
     """
     tensors = {f"model.{name}": value.detach().contiguous() for name, value in model.state_dict().items()}
     for index, values in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{name}": value for name, value in values.items()}
     for rank, generators in enumerate([generator_state(), *others]):
         tensors |= {f"rng.{kind}{_of_rank(rank)}": value for kind, value in generators.items()}
+    if average is not None:
+        tensors |= {f"average.{name}": value for name, value in average.tensors().items()}
     metadata = {
         "state": json.dumps(asdict(state)),
         "identity": json.dumps(identity, sort_keys=True, default=str),
@@ -76,9 +81,14 @@ def save_checkpoint(
 
 
 def load_checkpoint(
-    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, identity: dict[str, Any], rank: int = 0
+    path: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    identity: dict[str, Any],
+    rank: int = 0,
+    average: Average | None = None,
 ) -> TrainState:
-    """Restore what `save_checkpoint` wrote into `model`, `optimizer` and the random generators.
+    """Restore what `save_checkpoint` wrote into `model`, `optimizer`, `average` and the random generators.
 
     Args:
         rank: of this process, where several train the model together. The generators of one that there was not when
@@ -106,6 +116,8 @@ def load_checkpoint(
         index, key = name.split(".", 1)
         saved["state"].setdefault(int(index), {})[key] = value
     optimizer.load_state_dict(saved)
+    if average is not None:
+        average.restore(_part(tensors, "average."))
     generators = {kind: tensors.get(f"rng.{kind}{_of_rank(rank)}") for kind in ("cpu", "cuda")}
     if generators["cpu"] is not None:
         torch.set_rng_state(generators["cpu"])

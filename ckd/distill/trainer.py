@@ -11,6 +11,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from ckd.config import TrainConfig
 from ckd.data.atomic import discard_partials, replace_file, write_json
 from ckd.data.batch import Batches, to_device
 from ckd.data.domain import Domain
+from ckd.distill.averaging import Average
 from ckd.distill.checkpoint import TrainState, generator_state, load_checkpoint, save_checkpoint
 from ckd.distill.events import Events, require_tensorboard
 from ckd.distill.feed import Ahead
@@ -115,6 +117,7 @@ class Trainer:
             weight_decay=config.weight_decay,
             fused=True,
         )
+        self.average = Average(self.trained, config.ema) if config.ema is not None else None
         self.state = TrainState()
         self.seed = seed
         counts = torch.from_numpy(domain.popularity).double().clamp_min(1)
@@ -161,7 +164,9 @@ class Trainer:
         if self.parallel.first:
             discard_partials(self.folder)
         if self.last.exists():
-            self.state = load_checkpoint(self.last, self.model, self.optimizer, self.identity, self.parallel.rank)
+            self.state = load_checkpoint(
+                self.last, self.model, self.optimizer, self.identity, self.parallel.rank, self.average
+            )
             # Whoever was killed between the checkpoint and what follows from it left these behind.
             self._write_state()
         places = self.parallel.gather((self.state.epoch, self.state.step, json.dumps(self.identity, default=str)))
@@ -172,6 +177,8 @@ class Trainer:
             )
         # Machines of different kinds may have drawn different weights.
         self.parallel.copy_first(self.model.parameters())
+        if self.average is not None and not self.last.exists():
+            self.average.begin()
 
     def _train_epoch(self) -> None:
         """Take the remaining steps of the current epoch."""
@@ -244,6 +251,8 @@ class Trainer:
         if self.config.clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
         self.optimizer.step()
+        if self.average is not None:
+            self.average.update()
         return parts
 
     def _accumulate(self, parts: dict[str, torch.Tensor], step: Step) -> dict[str, float]:
@@ -271,23 +280,30 @@ class Trainer:
         state = self.state
         self._require_finite_weights()
         row = self._log_row()
-        if state.epoch % self.config.validate_every == 0 or last:
-            row |= {f"valid_{name}": value for name, value in self.validate().items()}
-            # Decided once: by the first process's metrics.
-            row = self.parallel.from_first(row)
-            if row["valid_ndcg@10"] > state.best:
-                state.best, state.best_epoch, state.stale = row["valid_ndcg@10"], state.epoch, 0
-                self._save_best(row)
-            elif row["stage"] == FULL:
-                # A curriculum stage leaves data out: only full epochs tell whether training has converged.
-                state.stale += 1
+        with self.average.in_place() if self.average is not None else nullcontext():
+            if state.epoch % self.config.validate_every == 0 or last:
+                row = self._validate_epoch(row)
+            self.keep(row)
         self.events.add(self._steps_taken(), {k: v for k, v in row.items() if k not in state.sums})
-        self.keep(row)
         state.rows.append(row)
         state.epoch, state.step, state.sums = state.epoch + 1, 0, {}
         state.finished = last or state.stale >= self.config.patience
         self._save_last()
         self.on_epoch(row)
+
+    def _validate_epoch(self, row: dict[str, Any]) -> dict[str, Any]:
+        """The log row with validation metrics; the model is kept where it is the best so far."""
+        state = self.state
+        row = row | {f"valid_{name}": value for name, value in self.validate().items()}
+        # Decided once: by the first process's metrics.
+        row = self.parallel.from_first(row)
+        if row["valid_ndcg@10"] > state.best:
+            state.best, state.best_epoch, state.stale = row["valid_ndcg@10"], state.epoch, 0
+            self._save_best(row)
+        elif row["stage"] == FULL:
+            # A curriculum stage leaves data out: only full epochs tell whether training has converged.
+            state.stale += 1
+        return row
 
     def validate(self) -> dict[str, float]:
         """Recall and NDCG on the validation targets, every item ranked."""
@@ -318,7 +334,7 @@ class Trainer:
         self.events.flush()
         others = self.parallel.gather(generator_state())[1:]
         if self.parallel.first:
-            save_checkpoint(self.last, self.model, self.optimizer, self.state, self.identity, others)
+            save_checkpoint(self.last, self.model, self.optimizer, self.state, self.identity, others, self.average)
             self._write_state()
 
     def _steps_taken(self) -> int:

@@ -40,6 +40,7 @@ NO_DROPOUT = {"hidden_dropout": 0.0, "attention_dropout": 0.0}
 EQUAL: dict[str, dict[str, Any]] = {
     "base": {"student": NO_DROPOUT},
     "distilled": {"student": NO_DROPOUT, "teachers": 3},
+    "averaged": {"student": NO_DROPOUT, "teachers": 2, "ema": 0.8},
     "clipped": {"student": NO_DROPOUT, "teachers": 2, "clip_norm": 0.05},
     "instances": {"student": NO_DROPOUT, "teachers": 3, "plan": {"layout": "instance", "batch_size": 13}},
     "everywhere": {"student": NO_DROPOUT, "teachers": 3, "everywhere": True},

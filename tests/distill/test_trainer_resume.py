@@ -87,12 +87,14 @@ for name, options, faults in json.load(sys.stdin):
 STEPS: dict[str, Any] = {"teachers": 3, "seed": 4, "checkpoint_steps": 2, "patience": 2, "lr": 0.003}
 EPOCHS: dict[str, Any] = {**STEPS, "checkpoint_steps": None}
 EVERY: dict[str, Any] = {**STEPS, "checkpoint_steps": 1}
+AVERAGED: dict[str, Any] = {**STEPS, "ema": 0.8}
 
 #: Name: settings, and where each process in turn is killed.
 RUNS: dict[str, tuple[dict[str, Any], list[str]]] = {
     "whole": (STEPS, []),
     "whole-epochs": (EPOCHS, []),
     "whole-every": (EVERY, []),
+    "whole-averaged": (AVERAGED, []),
     "before-any-checkpoint": (STEPS, ["step:1"]),
     "on-a-checkpoint": (STEPS, ["step:3"]),
     "in-the-middle": (STEPS, ["step:6", "step:5", "step:9"]),
@@ -104,9 +106,8 @@ RUNS: dict[str, tuple[dict[str, Any], list[str]]] = {
     "before-the-description": (STEPS, ["described:3", "described:2"]),
     "after-the-last-epoch": (STEPS, ["epoch:4"]),
     "last-state-undescribed": (EPOCHS, ["described:4"]),
+    "averaging": (AVERAGED, ["step:5", "between:1", "writing:3", "epoch:2"]),
 }
-
-REFERENCE = {None: "whole-epochs", 1: "whole-every", 2: "whole"}
 
 
 @pytest.fixture(scope="module")
@@ -152,7 +153,8 @@ def test_a_killed_run_ends_as_if_it_had_not_been(runs: tuple[Path, dict[str, lis
     folder, ended = runs
     options, faults = RUNS[name]
     assert ended[name] == [-signal.SIGKILL] * len(faults) + [0]
-    found, whole = folder / name, folder / REFERENCE[options["checkpoint_steps"]]
+    whole_name = next(whole for whole, (theirs, faults) in RUNS.items() if theirs == options and not faults)
+    found, whole = folder / name, folder / whole_name
     assert (found / "best.safetensors").read_bytes() == (whole / "best.safetensors").read_bytes()
     ours, theirs = load_file(found / "last.safetensors"), load_file(whole / "last.safetensors")
     assert ours.keys() == theirs.keys()

@@ -259,7 +259,7 @@ def test_every_user_gives_one_position_of_its_training_part_an_epoch(domain: Dom
     assert lengths == {0, 1, 2, 3, 4}
 
 
-@pytest.mark.parametrize("change", [{"ce": "in-batch"}, {"checkpoint_steps": 5}])
+@pytest.mark.parametrize("change", [{"ce": "in-batch"}, {"checkpoint_steps": 5}, {"ema": 0.9}])
 def test_settings_without_effect_are_refused(
     backbone: str, domains: list[Domain], tmp_path: Path, change: dict[str, Any]
 ) -> None:

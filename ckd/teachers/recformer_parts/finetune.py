@@ -24,12 +24,13 @@ from ckd.errors import DataError
 from ckd.evaluation.metrics import ranking_metrics
 from ckd.evaluation.ranks import rank_targets
 from ckd.nn.weights import read_weights, write_weights
+from ckd.teachers.common.settings import refuse_settings
 from ckd.teachers.protocol import FinetuneResult, Keep, Report
 from ckd.teachers.recformer_parts.config import RecformerConfig
 from ckd.teachers.recformer_parts.files import BEST, LAST
 from ckd.teachers.recformer_parts.losses import next_item_loss
 from ckd.teachers.recformer_parts.tokenise import Ints, newest_first
-from ckd.teachers.recformer_parts.training import linear_schedule, refuse_foreign_settings, seed_torch, write_log
+from ckd.teachers.recformer_parts.training import linear_schedule, seed_torch, write_log
 
 if TYPE_CHECKING:
     from ckd.teachers.recformer import Recformer
@@ -61,7 +62,7 @@ class Finetuning:
         report: Report,
         keep: Keep | None = None,
     ) -> None:
-        refuse_foreign_settings(train)
+        refuse_settings(train, "ce", "checkpoint_steps", "ema", what="Recformer")
         assert isinstance(teacher.config, RecformerConfig)
         self.config = teacher.config
         if not len(domain.instances("valid")):

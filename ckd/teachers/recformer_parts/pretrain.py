@@ -25,6 +25,7 @@ from ckd.distill.checkpoint import TrainState, load_checkpoint, save_checkpoint
 from ckd.distill.trainer import TrainingDiverged, pick_device
 from ckd.errors import DataError
 from ckd.nn.weights import read_weights, write_weights
+from ckd.teachers.common.settings import refuse_settings
 from ckd.teachers.protocol import Report
 from ckd.teachers.recformer import Recformer
 from ckd.teachers.recformer_parts.config import RecformerPretrainConfig
@@ -32,7 +33,7 @@ from ckd.teachers.recformer_parts.files import BEST, LAST, load_pretraining_mode
 from ckd.teachers.recformer_parts.losses import IGNORED, contrastive_loss, cosine_logits, masked_token_loss
 from ckd.teachers.recformer_parts.mask import mask_words
 from ckd.teachers.recformer_parts.tokenise import Ints, ItemTokens, compose, newest_first, word_starts
-from ckd.teachers.recformer_parts.training import linear_schedule, refuse_foreign_settings, seed_torch, write_log
+from ckd.teachers.recformer_parts.training import linear_schedule, seed_torch, write_log
 
 #: Share of users held out, and the most of them.
 HELD_OUT, MOST_HELD_OUT = 0.05, 1024
@@ -94,7 +95,7 @@ class Pretraining:
         folder: Path,
         report: Report,
     ) -> None:
-        refuse_foreign_settings(train)
+        refuse_settings(train, "ce", "checkpoint_steps", "ema", what="Recformer")
         self.config, self.train, self.seed, self.folder, self.report = config, train, seed, folder, report
         self.batch_size = train.batch_size or Recformer.PRETRAIN_DEFAULTS["batch_size"]
         self.epochs = train.epochs or Recformer.PRETRAIN_DEFAULTS["epochs"]

@@ -10,9 +10,7 @@ import numpy as np
 import polars as pl
 import torch
 
-from ckd.config import TrainConfig
 from ckd.data.atomic import replace_file
-from ckd.errors import ConfigError
 
 
 def linear_schedule(peak: float, warmup: int, total: int) -> Callable[[int], float]:
@@ -33,17 +31,6 @@ def linear_schedule(peak: float, warmup: int, total: int) -> Callable[[int], flo
 def seed_torch(seed: int, epoch: int) -> None:
     """Seed dropout, so that it is a function of seed and epoch."""
     torch.manual_seed(int(np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)[0]))
-
-
-def refuse_foreign_settings(train: TrainConfig) -> None:
-    """Refuse settings that would have no effect.
-
-    Raises:
-        ConfigError: names the setting.
-    """
-    for name in ("ce", "checkpoint_steps"):
-        if getattr(train, name) != TrainConfig.model_fields[name].default:
-            raise ConfigError(f"train.{name}={getattr(train, name)!r}: Recformer is not trained so. Leave it out.")
 
 
 def write_log(folder: Path, rows: list[dict[str, Any]]) -> None:

@@ -29,6 +29,7 @@ from ckd.distill.feed import Ahead
 from ckd.distill.trainer import TrainingDiverged, pick_device
 from ckd.errors import DataError
 from ckd.nn.unit import unit
+from ckd.teachers.common.settings import refuse_settings
 from ckd.teachers.protocol import Report
 from ckd.teachers.unisrec import UniSRec
 from ckd.teachers.unisrec_parts.augment import drop_items, drop_words
@@ -96,7 +97,7 @@ class Pretraining:
         progress: told of every step.
 
     Raises:
-        ConfigError: no domain, or one given twice.
+        ConfigError: no domain, or one given twice, or a training setting that this does nothing with.
         DataError: a domain lacks a feature, or `folder` holds another run.
     """
 
@@ -109,6 +110,7 @@ class Pretraining:
         folder: Path,
         progress: Report,
     ) -> None:
+        refuse_settings(train, "ce", "layout", "ema", what="UniSRec's pre-training")
         self.config, self.train, self.seed, self.folder, self.progress = config, train, seed, folder, progress
         self.batch_size = train.batch_size or UniSRec.PRETRAIN_DEFAULTS["batch_size"]
         self.epochs = train.epochs or UniSRec.PRETRAIN_DEFAULTS["epochs"]
