@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import pairwise
-from typing import Annotated
+from typing import Annotated, Any, ClassVar
 
 import torch
 from pydantic import Field
@@ -75,6 +75,8 @@ class DeepFM(FM):
 
     Config = DeepFMConfig
     factored = False
+    #: It needs no more patience than others, unlike FM.
+    TRAIN_DEFAULTS: ClassVar[dict[str, Any]] = {}
 
     config: DeepFMConfig
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Self
+from typing import Any, ClassVar, Self
 
 import torch
 from pydantic import Field
@@ -57,6 +57,8 @@ class FM(Recommender):
 
     Config = FMConfig
     reads_users = True
+    #: Validation rests for tens of epochs at two thirds of what it comes to.
+    TRAIN_DEFAULTS: ClassVar[dict[str, Any]] = {"patience": 50}
 
     def __init__(
         self,

@@ -101,8 +101,9 @@ class LightGCN(Recommender):
 
     Config = LightGCNConfig
     reads_users = True
-    #: The loss has its own regularisation.
-    TRAIN_DEFAULTS: ClassVar[dict[str, Any]] = {"weight_decay": 0.0}
+    #: The loss has its own regularisation. Validation falls for twenty epochs after the first few, as the vectors grow
+    #: beyond their initial ones, and then rises for a hundred more.
+    TRAIN_DEFAULTS: ClassVar[dict[str, Any]] = {"weight_decay": 0.0, "patience": 50}
 
     def __init__(
         self,
