@@ -18,4 +18,4 @@ def refuse_settings(train: TrainConfig, *names: str, what: str) -> None:
     """
     for name in names:
         if (value := getattr(train, name)) != TrainConfig.model_fields[name].default:
-            raise ConfigError(f"train.{name}={value!r}: {what} is not trained so. Leave it out.")
+            raise ConfigError(f"train.{name}={value!r}: {what} does nothing with it. Leave it out.")
