@@ -304,7 +304,9 @@ def test_too_few_instances_are_refused(sources: list[Domain], tmp_path: Path) ->
 
 @pytest.mark.parametrize("change", [{"ce": "in-batch"}, {"layout": "user"}, {"ema": 0.9}])
 def test_settings_without_effect_are_refused(sources: list[Domain], tmp_path: Path, change: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match=f"train.{next(iter(change))}=.*: UniSRec's pre-training does nothing with it"):
+    with pytest.raises(
+        ConfigError, match=f"train.{next(iter(change))}=.*: UniSRec's pre-training does nothing with it"
+    ):
         pretrain(sources, tmp_path / "run", **change)
     assert not list((tmp_path / "run").glob("*"))
 
