@@ -27,12 +27,6 @@ class Average:
         self._values: list[torch.Tensor | nn.Parameter] = [parameter.detach().clone() for parameter in parameters]
         self._average = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
 
-    def begin(self) -> None:
-        """Begin anew at the parameters' present values."""
-        with torch.no_grad():
-            for value, parameter in zip(self._values, self._parameters, strict=True):
-                value.copy_(parameter)
-
     def update(self) -> None:
         """Take in the parameters as the last step left them."""
         self._average(self._values, list(self._parameters), 0)

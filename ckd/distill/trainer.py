@@ -177,8 +177,8 @@ class Trainer:
             )
         # Machines of different kinds may have drawn different weights.
         self.parallel.copy_first(self.model.parameters())
-        if self.average is not None and not self.last.exists():
-            self.average.begin()
+        if self.average is not None:
+            self.parallel.copy_first(self.average.tensors().values())
 
     def _train_epoch(self) -> None:
         """Take the remaining steps of the current epoch."""

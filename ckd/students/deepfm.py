@@ -75,7 +75,7 @@ class DeepFM(FM):
 
     Config = DeepFMConfig
     factored = False
-    #: It needs no more patience than others, unlike FM.
+    #: Not FM's patience: an epoch costs several times FM's.
     TRAIN_DEFAULTS: ClassVar[dict[str, Any]] = {}
 
     config: DeepFMConfig

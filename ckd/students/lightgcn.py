@@ -101,8 +101,8 @@ class LightGCN(Recommender):
 
     Config = LightGCNConfig
     reads_users = True
-    #: The loss has its own regularisation. Validation falls for twenty epochs after the first few, as the vectors grow
-    #: beyond their initial ones, and then rises for a hundred more.
+    #: The loss has its own regularisation. Validation dips after the first epochs, takes up to thirty to come back, and
+    #: then rises for a hundred more.
     TRAIN_DEFAULTS: ClassVar[dict[str, Any]] = {"weight_decay": 0.0, "patience": 50}
 
     def __init__(
