@@ -6,7 +6,7 @@ Everything is computed in float32 and in log space, whatever the precision of th
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -18,6 +18,9 @@ Direction = Literal["student", "teacher"]
 
 #: Rows of the logit matrix that are held at a time, as a number of elements: 64 MiB in float32.
 BLOCK_ELEMENTS = 1 << 24
+
+#: Elements of it that are turned from logits into slopes at a time: 1 MiB in float32, within a core's cache.
+CHUNK_ELEMENTS = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,9 @@ class _FullSoftmaxLoss(torch.autograd.Function):
     before the two products of the backward pass, which distillation then does not make dearer; and the slopes are taken
     while a block's logits are at hand, so that none are kept and memory does not grow with B * N. Without `targets`
     there is no CE.
+
+    A block is as many rows as make the products efficient; between them it is worked on in chunks that stay in the
+    processor's cache, in one buffer, because fresh pages cost more than the arithmetic that fills them.
     """
 
     @staticmethod
@@ -79,9 +85,9 @@ class _FullSoftmaxLoss(torch.autograd.Function):
         first_row: int,
         distill: DistillationTarget | None,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        n, rows = len(encoded), table.shape[0]
+        n, count = len(encoded), len(table)
         items = targets
-        step = max(1, min(n, BLOCK_ELEMENTS // rows))
+        step = max(1, min(n, BLOCK_ELEMENTS // count))
         if isinstance(distill, CatalogueTarget):
             items, step = None, min(step, distill.step)
         elif distill is not None and distill.items is not None:
@@ -91,40 +97,37 @@ class _FullSoftmaxLoss(torch.autograd.Function):
         need_encoded, need_table = ctx.needs_input_grad[:2]
         grad_encoded = torch.empty_like(encoded) if need_encoded else None
         grad_table: torch.Tensor | None = None
+        buffer = table.new_empty((step, count))
         for start in range(0, n, step):
             here = slice(start, min(start + step, n))
             block = encoded[here]
-            logits = (block @ table.T).to(ce.dtype)
-            if scale != 1.0:
-                logits *= scale
+            logits = torch.mm(block, table.T, out=buffer[: len(block)])
             kd_slope = None
             if distill is not None:
-                own = logits if items is None else logits[:, items]
-                part, kd_slope = _divergence_and_slope(own, *_rows_of(distill, here), distill.direction)
+                own = logits if items is None else logits.gather(1, items.expand(len(block), -1))
+                part, kd_slope = _divergence_and_slope(
+                    own.to(ce.dtype) * scale, *_rows_of(distill, here), distill.direction
+                )
                 kd += part
-            if targets is None:
-                slope = logits.zero_()
-            else:
-                target = targets[here, None]
-                if first_row:
-                    logits[:, :first_row] = -torch.inf
-                normaliser = logits.logsumexp(dim=1, keepdim=True)
-                ce += (normaliser - logits.gather(1, target)).sum()
-                slope = logits.sub_(normaliser).exp_()
-                slope.scatter_add_(1, target, slope.new_full((1, 1), -1.0).expand_as(target))
-            if not (need_encoded or need_table):
-                continue
-            if distill is not None and kd_slope is not None:
-                if items is None:
-                    slope.add_(kd_slope, alpha=distill.weight)
+                kd_slope *= distill.weight * scale / n
+            wanted = None if targets is None else targets[here, None]
+            for rows in _chunks(logits):
+                slope = logits[rows].to(ce.dtype)
+                if wanted is None:
+                    slope.zero_()
                 else:
-                    slope.index_add_(1, items, kd_slope, alpha=distill.weight)
-            slope = slope.mul_(scale / n).to(table.dtype)
+                    ce += _cross_entropy_and_slope(slope, wanted[rows], scale, first_row, scale / n)
+                if kd_slope is not None and items is None:
+                    slope += kd_slope[rows]
+                elif kd_slope is not None and items is not None:
+                    part = kd_slope[rows]
+                    slope.scatter_add_(1, items.expand(len(part), -1), part)
+                if slope.dtype != logits.dtype:
+                    logits[rows] = slope
             if grad_encoded is not None:
-                torch.mm(slope, table, out=grad_encoded[here])
+                torch.mm(logits, table, out=grad_encoded[here])
             if need_table:
-                grad_part = slope.T @ block
-                grad_table = grad_part if grad_table is None else grad_table.add_(grad_part)
+                grad_table = logits.T @ block if grad_table is None else grad_table.addmm_(logits.T, block)
         ctx.save_for_backward(grad_encoded, grad_table)
         ce, kd = ce / n, kd / n
         loss = ce if distill is None else ce + distill.weight * kd
@@ -137,9 +140,41 @@ class _FullSoftmaxLoss(torch.autograd.Function):
         factor = grads[0]
 
         def scaled(grad: torch.Tensor | None) -> torch.Tensor | None:
-            return None if grad is None else grad.mul(factor.to(grad.dtype))
+            # In place, which spares a copy of the table; torch refuses a second backward pass over what has changed.
+            return None if grad is None else grad.mul_(factor.to(grad.dtype))
 
         return scaled(grad_encoded), scaled(grad_table), None, None, None, None
+
+
+def _chunks(logits: torch.Tensor) -> Iterator[slice]:
+    """Slices of rows, each of about `CHUNK_ELEMENTS` logits; on a GPU one of all rows."""
+    n, count = logits.shape
+    step = max(1, CHUNK_ELEMENTS // count) if logits.device.type == "cpu" else n
+    return (slice(start, start + step) for start in range(0, n, step))
+
+
+def _cross_entropy_and_slope(
+    logits: torch.Tensor, target: torch.Tensor, scale: float, first_row: int, factor: float
+) -> torch.Tensor:
+    """Sum over rows of the cross-entropy of `scale` * logits; the logits become its derivative by them, times `factor`.
+
+    Args:
+        logits: (r, N), overwritten.
+        target: (r, 1) column of each row's positive.
+        scale: what the logits are multiplied by.
+        first_row: columns before this one are no candidates.
+        factor: `scale`, and what a mean divides by.
+    """
+    if scale != 1.0:
+        logits *= scale
+    if first_row:
+        logits[:, :first_row] = -torch.inf
+    logits -= logits.amax(dim=1, keepdim=True)
+    positive = logits.gather(1, target)
+    total = logits.exp_().sum(dim=1, keepdim=True)
+    logits *= factor / total
+    logits.scatter_add_(1, target, logits.new_full((1, 1), -factor).expand_as(target))
+    return (total.log() - positive).sum()
 
 
 def _rows_of(distill: DistillationTarget, rows: slice) -> tuple[torch.Tensor, torch.Tensor]:

@@ -37,6 +37,12 @@ META = b"ckd.ranks"
 #: Items that a teacher encodes at once.
 ITEM_BATCH = 1024
 
+#: Positions of histories, padding counted, that are encoded in one forward pass.
+POSITIONS = 1 << 13
+
+#: Scores that are compared with their target's at a time: 1 MiB, within a core's cache.
+CHUNK_ELEMENTS = 1 << 18
+
 Ints = npt.NDArray[np.int64]
 
 
@@ -84,7 +90,7 @@ def rank_targets(
     batch_size: int = 1024,
     device: torch.device | str | None = None,
     mask_history: bool = False,
-    item_block: int = 16384,
+    item_block: int = 8192,
     model: str = "",
     parallel: Parallel = ALONE,
 ) -> Ranks:
@@ -95,7 +101,8 @@ def rank_targets(
 
     Args:
         recommender: a student or a teacher.
-        batch_size: instances in one forward pass; they go by length, so that little is padded.
+        batch_size: instances that are scored together; they go by length, so that little is padded, and long
+            histories are encoded in several passes.
         device: where to compute; a model elsewhere is moved there. None: where the model is.
         mask_history: leave out all items of the user's past except the target. The published tables do not.
         item_block: items scored at a time.
@@ -121,7 +128,9 @@ def rank_targets(
         encode, score = scoring(recommender, domain, device)
         for start in range(parallel.rank * batch_size, len(order), parallel.size * batch_size):
             ids = order[start : start + batch_size]
-            encoded = encode(build(ids).to(device))
+            rows = max(1, POSITIONS // int(instances.lengths[ids[-1]]))
+            parts = [encode(build(ids[at : at + rows]).to(device)) for at in range(0, len(ids), rows)]
+            encoded = torch.cat(parts) if len(parts) > 1 else parts[0]
             seen = _seen(domain, instances, ids) if mask_history else None
             ranks = _rank_batch(score, encoded, instances.targets[ids], seen, domain.n_items, item_block)
             found[start : start + batch_size] = ranks
@@ -240,22 +249,26 @@ def _count(
     higher = torch.zeros(len(targets), dtype=torch.int64, device=device)
     tied = torch.full_like(higher, -1)  # the target ties with itself
     valid = torch.ones_like(higher, dtype=torch.bool)
-    target = flags = torch.empty(0, device=device)
+    target = torch.empty(0, device=device)
     for low, high in bounds:
         scores = score(encoded, low, high)
         if low == bounds[0][0]:
             target = scores.gather(1, columns)
+        step = max(1, CHUNK_ELEMENTS // scores.shape[1]) if device.type == "cpu" else len(scores)
         # Comparing into floats is several times faster to sum than booleans; counts below 2**24 are exact.
-        flags = flags if flags.shape == scores.shape else torch.empty_like(scores)
-        higher += torch.gt(scores, target, out=flags).sum(1).long()
-        tied += torch.eq(scores, target, out=flags).sum(1).long()
-        valid &= ~scores.amax(1).isnan()
+        flags = torch.empty_like(scores[:step])
+        for start in range(0, len(scores), step):
+            rows = slice(start, start + step)
+            part, own, into = scores[rows], target[rows], flags[: len(scores) - start]
+            higher[rows] += torch.gt(part, own, out=into).sum(1).long()
+            tied[rows] += torch.eq(part, own, out=into).sum(1).long()
+            valid[rows] &= ~part.amax(1).isnan()
         if seen is not None:
             inside = (seen[1] >= low) & (seen[1] < high)
-            rows, items = (torch.from_numpy(part[inside]).to(device) for part in seen)
-            masked, limit = scores[rows, items - low], target[rows, 0]
-            higher.index_add_(0, rows, (masked > limit).long(), alpha=-1)
-            tied.index_add_(0, rows, (masked == limit).long(), alpha=-1)
+            users, items = (torch.from_numpy(part[inside]).to(device) for part in seen)
+            masked, limit = scores[users, items - low], target[users, 0]
+            higher.index_add_(0, users, (masked > limit).long(), alpha=-1)
+            tied.index_add_(0, users, (masked == limit).long(), alpha=-1)
     return torch.where(valid, 1 + higher + (tied + 1) // 2, 0)
 
 

@@ -10,11 +10,18 @@ from typing import Protocol
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from ckd.nn.dropout import Dropout, dropout
 
 #: What the published models add to the logit of a masked key, in place of minus infinity.
 MASKED = -10000.0
+
+#: Hidden states, as a number of elements, beyond which a batch is encoded in parts while training: 16 MiB in float32,
+#: of which a layer keeps some fifteen for its gradient.
+MOST_STATES = 1 << 22
+#: Elements of a part.
+PART_STATES = 1 << 20
 
 
 class MultiHeadAttention(nn.Module):
@@ -106,6 +113,17 @@ class TransformerEncoder(nn.Module):
         self.layer = nn.ModuleList(TransformerLayer(config) for _ in range(config.n_layers))
 
     def forward(self, x_BLD: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Encode; a batch of exceptionally many positions goes in parts that are computed again for their gradient.
+
+        On a CPU; what an accelerator holds of them is small beside its memory.
+        """
+        if self.training and x_BLD.device.type == "cpu" and x_BLD.numel() > MOST_STATES:
+            rows = max(1, PART_STATES // x_BLD[0].numel())
+            parts = zip(torch.split(x_BLD, rows), torch.split(mask, rows), strict=True)
+            return torch.cat([checkpoint(self._encode, *part, use_reentrant=False) for part in parts])
+        return self._encode(x_BLD, mask)
+
+    def _encode(self, x_BLD: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         for layer in self.layer:
             x_BLD = layer(x_BLD, mask)
         return x_BLD

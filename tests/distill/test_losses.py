@@ -29,11 +29,12 @@ def generator(seed: int) -> torch.Generator:
 
 
 @pytest.mark.parametrize("pad_in_softmax", [True, False])
-@pytest.mark.parametrize("block", [1, 50, 1 << 24])
+@pytest.mark.parametrize(("block", "chunk"), [(1, 1), (50, 1), (50, 25), (1 << 24, 40), (1 << 24, 1 << 18)])
 def test_full_cross_entropy_equals_the_plain_one_with_gradients(
-    pad_in_softmax: bool, block: int, monkeypatch: pytest.MonkeyPatch
+    pad_in_softmax: bool, block: int, chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(losses, "BLOCK_ELEMENTS", block)
+    monkeypatch.setattr(losses, "CHUNK_ELEMENTS", chunk)
     g = generator(1)
     encoded = torch.randn(7, 5, generator=g, dtype=torch.float64, requires_grad=True)
     table = torch.randn(11, 5, generator=g, dtype=torch.float64, requires_grad=True)
@@ -52,11 +53,12 @@ def test_full_cross_entropy_equals_the_plain_one_with_gradients(
 
 
 @pytest.mark.parametrize("direction", ["student", "teacher"])
-@pytest.mark.parametrize("block", [1, 40, 1 << 24])
+@pytest.mark.parametrize(("block", "chunk"), [(1, 1), (40, 1), (40, 22), (1 << 24, 40), (1 << 24, 1 << 18)])
 def test_the_fused_loss_equals_its_two_parts_with_gradients(
-    direction: str, block: int, monkeypatch: pytest.MonkeyPatch
+    direction: str, block: int, chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(losses, "BLOCK_ELEMENTS", block)
+    monkeypatch.setattr(losses, "CHUNK_ELEMENTS", chunk)
     g = generator(7)
     encoded = torch.randn(8, 5, generator=g, dtype=torch.float64, requires_grad=True)
     table = torch.randn(11, 5, generator=g, dtype=torch.float64, requires_grad=True)
@@ -87,6 +89,14 @@ def test_full_cross_entropy_under_autocast_stays_close() -> None:
     assert rounded.dtype == torch.float32
     torch.testing.assert_close(rounded, exact, atol=2e-2, rtol=0)
     assert rounded != exact
+
+
+def test_a_second_backward_pass_is_refused_and_not_wrong() -> None:
+    encoded, table = torch.randn(3, 4, requires_grad=True), torch.randn(6, 4, requires_grad=True)
+    loss = full_softmax_loss(encoded, table, torch.tensor([1, 2, 3]))[0]
+    torch.autograd.grad(loss, [encoded, table], retain_graph=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        torch.autograd.grad(loss, [encoded, table])
 
 
 def test_full_cross_entropy_takes_no_gradient_of_a_frozen_table() -> None:

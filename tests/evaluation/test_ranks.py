@@ -4,6 +4,7 @@ import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import polars as pl
@@ -117,6 +118,8 @@ def all_scores(model: SumOfItems, domain: Domain, split: str) -> np.ndarray:
     mask_history=st.booleans(),
     batch_size=st.integers(1, 80),
     item_block=st.integers(1, 50),
+    chunk=st.sampled_from([1, 60, 1 << 18]),
+    positions=st.sampled_from([1, 20, 1 << 13]),
 )
 @settings(max_examples=40, deadline=None)
 def test_ranks_equal_those_of_sorting(
@@ -127,9 +130,14 @@ def test_ranks_equal_those_of_sorting(
     mask_history: bool,
     batch_size: int,
     item_block: int,
+    chunk: int,
+    positions: int,
 ) -> None:
     model = kind(whole_numbers(seed, domain))
-    found = rank_targets(model, domain, split, batch_size=batch_size, item_block=item_block, mask_history=mask_history)
+    with patch.multiple("ckd.evaluation.ranks", CHUNK_ELEMENTS=chunk, POSITIONS=positions):
+        found = rank_targets(
+            model, domain, split, batch_size=batch_size, item_block=item_block, mask_history=mask_history
+        )
     assert found.rank.tolist() == naive_ranks(all_scores(model, domain, split), domain, split, mask_history)
 
 

@@ -1,4 +1,4 @@
-"""Attention with the cheap dropout on a CPU."""
+"""Attention with the cheap dropout on a CPU, and batches that are encoded in parts."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from ckd.nn.transformer import attention, attention_mask
+from ckd.nn import transformer
+from ckd.nn.transformer import TransformerEncoder, attention, attention_mask, initialise
+from ckd.students.sasrec import SASRecConfig
 
 
 def parts() -> tuple[torch.Tensor, ...]:
@@ -32,3 +34,50 @@ def test_dropped_weights_leave_the_mean_as_it_is() -> None:
     mean = torch.stack([attention(q, k, v, mask, 0.3) for _ in range(4000)]).mean(0)
     torch.testing.assert_close(mean, attention(q, k, v, mask), atol=0.06, rtol=0)
     assert not torch.equal(attention(q, k, v, mask, 0.3), attention(q, k, v, mask, 0.3))
+
+
+def outcome(encoder: TransformerEncoder, x: torch.Tensor, mask: torch.Tensor) -> list[torch.Tensor]:
+    """What the encoder gives, and the gradients of its input and weights."""
+    torch.manual_seed(1)
+    x = x.clone().requires_grad_()
+    given = encoder(x, mask)
+    return [given.detach(), *torch.autograd.grad((given**2).sum(), [x, *encoder.parameters()])]
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.4])
+def test_a_batch_in_parts_has_the_outcome_of_a_whole_one(monkeypatch: pytest.MonkeyPatch, dropout: float) -> None:
+    sizes = SASRecConfig(
+        hidden_size=8, inner_size=8, n_heads=2, n_layers=2, hidden_dropout=dropout, attention_dropout=dropout
+    )
+    encoder = TransformerEncoder(sizes).double()
+    torch.manual_seed(0)
+    initialise(encoder, 0.3)
+    sequences = torch.tensor([[1, 2, 3], [4, 5, 0], [6, 0, 0], [7, 8, 9], [1, 1, 1]])
+    mask = attention_mask(sequences, causal=True, dtype=torch.float64)
+    x = torch.randn(5, 3, 8, dtype=torch.float64)
+    whole = outcome(encoder, x, mask)
+    monkeypatch.setattr(transformer, "MOST_STATES", x.numel() - 1)
+    monkeypatch.setattr(transformer, "PART_STATES", 2 * x[0].numel())
+    in_parts = outcome(encoder, x, mask)
+    # Computed again for the gradient, a part must meet the dropout that it met at first.
+    monkeypatch.setattr(transformer, "checkpoint", lambda f, *args, use_reentrant: f(*args))
+    kept = outcome(encoder, x, mask)
+    for found, expected in zip(in_parts, kept if dropout else whole, strict=True):
+        torch.testing.assert_close(found, expected)
+    assert torch.allclose(in_parts[0], whole[0]) == (dropout == 0.0)
+
+
+def test_an_exceptional_batch_holds_less_for_its_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder = TransformerEncoder(SASRecConfig(hidden_size=8, inner_size=8, n_heads=2))
+    x, sequences = torch.randn(6, 4, 8), torch.ones(6, 4, dtype=torch.long)
+
+    def held() -> int:
+        sizes: list[int] = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.append(t.nbytes) or t, lambda t: t):
+            encoder(x.requires_grad_(), attention_mask(sequences, causal=True))
+        return sum(sizes)
+
+    before = held()
+    monkeypatch.setattr(transformer, "MOST_STATES", 1)
+    monkeypatch.setattr(transformer, "PART_STATES", 1)
+    assert held() < before / 5
