@@ -1,8 +1,10 @@
 """The rank of every user's target among all items: what all metrics and paired tests derive from.
 
-Nothing is sorted: a rank is one plus the number of items that score higher. Items that tie with the target count as
-ahead of it by half, rounded up, so that a model which scores all items alike ranks every target in the middle, and
-the result does not depend on the order of the catalogue.
+Nothing is sorted: a rank is one plus the number of items that score higher, and one of the places that items which tie
+with the target share with it, drawn for each target once and for all. In expectation every metric is then that over all
+orders of the tied items; the result depends neither on the order of the catalogue nor on anything but the scores, and
+two models that tie alike draw alike. Ties are no rarity where models read texts: products of one description score the
+same to the bit, and a history often holds one of them.
 """
 
 from __future__ import annotations
@@ -30,7 +32,8 @@ from ckd.errors import CkdError, DataError
 from ckd.nn.recommender import Recommender
 from ckd.teachers.protocol import Teacher
 
-FORMAT = 1
+#: 2: ties are drawn; before, a target was behind half of those that tie with it, rounded up.
+FORMAT = 2
 #: Key of the Parquet schema's metadata.
 META = b"ckd.ranks"
 
@@ -44,6 +47,7 @@ POSITIONS = 1 << 13
 CHUNK_ELEMENTS = 1 << 18
 
 Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -132,7 +136,8 @@ def rank_targets(
             parts = [encode(build(ids[at : at + rows]).to(device)) for at in range(0, len(ids), rows)]
             encoded = torch.cat(parts) if len(parts) > 1 else parts[0]
             seen = _seen(domain, instances, ids) if mask_history else None
-            ranks = _rank_batch(score, encoded, instances.targets[ids], seen, domain.n_items, item_block)
+            draws = tie_draws(instances, ids)
+            ranks = _rank_batch(score, encoded, instances.targets[ids], draws, seen, domain.n_items, item_block)
             found[start : start + batch_size] = ranks
     rank = np.empty(len(order), dtype=np.int64)
     rank[order] = parallel.sum(found).cpu().numpy()
@@ -214,6 +219,7 @@ def _rank_batch(
     score: Score,
     encoded: torch.Tensor,
     targets: npt.NDArray[np.int32],
+    draws: Floats,
     seen: tuple[Ints, Ints] | None,
     n_items: int,
     item_block: int,
@@ -232,7 +238,7 @@ def _rank_batch(
         blocks = [starts[block], *(start for start in starts if start != starts[block])]
         bounds = [(low, min(low + item_block, n_items + 1)) for low in blocks]
         part = encoded if len(rows) == len(targets) else encoded[index]
-        ranks[index] = _count(score, part, targets[rows], _of_rows(seen, rows), bounds)
+        ranks[index] = _count(score, part, targets[rows], draws[rows], _of_rows(seen, rows), bounds)
     return ranks
 
 
@@ -240,6 +246,7 @@ def _count(
     score: Score,
     encoded: torch.Tensor,
     targets: npt.NDArray[np.int32],
+    draws: Floats,
     seen: tuple[Ints, Ints] | None,
     bounds: list[tuple[int, int]],
 ) -> torch.Tensor:
@@ -269,7 +276,20 @@ def _count(
             masked, limit = scores[users, items - low], target[users, 0]
             higher.index_add_(0, users, (masked > limit).long(), alpha=-1)
             tied.index_add_(0, users, (masked == limit).long(), alpha=-1)
-    return torch.where(valid, 1 + higher + (tied + 1) // 2, 0)
+    behind = (torch.from_numpy(draws).to(device) * (tied + 1)).long()
+    return torch.where(valid, 1 + higher + behind, 0)
+
+
+def tie_draws(instances: Instances, ids: Ints) -> Floats:
+    """(B,) numbers in [0, 1), uniform and fixed: the share of its tied rivals that each target is placed behind.
+
+    SplitMix64 (Steele, Lea and Flood 2014) of the target's position among the domain's interactions.
+    """
+    bits = (instances.stops[ids].astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        bits = (bits ^ (bits >> np.uint64(shift))) * np.uint64(factor)
+    bits ^= bits >> np.uint64(31)
+    return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def _seen(domain: Domain, instances: Instances, ids: Ints) -> tuple[Ints, Ints]:
