@@ -138,10 +138,11 @@ class _FullSoftmaxLoss(torch.autograd.Function):
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         grad_encoded, grad_table = ctx.saved_tensors
         factor = grads[0]
+        # To ask a GPU would be to wait for it.
+        as_it_is = factor.device.type == "cpu" and factor.item() == 1.0
 
         def scaled(grad: torch.Tensor | None) -> torch.Tensor | None:
-            # In place, which spares a copy of the table; torch refuses a second backward pass over what has changed.
-            return None if grad is None else grad.mul_(factor.to(grad.dtype))
+            return grad if grad is None or as_it_is else grad.mul(factor.to(grad.dtype))
 
         return scaled(grad_encoded), scaled(grad_table), None, None, None, None
 
