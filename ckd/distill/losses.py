@@ -6,7 +6,7 @@ Everything is computed in float32 and in log space, whatever the precision of th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -14,13 +14,12 @@ import torch
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from ckd.nn.chunks import row_chunks
+
 Direction = Literal["student", "teacher"]
 
 #: Rows of the logit matrix that are held at a time, as a number of elements: 64 MiB in float32.
 BLOCK_ELEMENTS = 1 << 24
-
-#: Elements of it that are turned from logits into slopes at a time: 1 MiB in float32, within a core's cache.
-CHUNK_ELEMENTS = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -111,17 +110,18 @@ class _FullSoftmaxLoss(torch.autograd.Function):
                 kd += part
                 kd_slope *= distill.weight * scale / n
             wanted = None if targets is None else targets[here, None]
-            for rows in _chunks(logits):
+            for rows in row_chunks(logits):
                 slope = logits[rows].to(ce.dtype)
                 if wanted is None:
                     slope.zero_()
                 else:
                     ce += _cross_entropy_and_slope(slope, wanted[rows], scale, first_row, scale / n)
-                if kd_slope is not None and items is None:
-                    slope += kd_slope[rows]
-                elif kd_slope is not None and items is not None:
-                    part = kd_slope[rows]
-                    slope.scatter_add_(1, items.expand(len(part), -1), part)
+                if kd_slope is not None:
+                    pulled = kd_slope[rows]
+                    if items is None:
+                        slope += pulled
+                    else:
+                        slope.scatter_add_(1, items.expand(len(pulled), -1), pulled)
                 if slope.dtype != logits.dtype:
                     logits[rows] = slope
             if grad_encoded is not None:
@@ -145,13 +145,6 @@ class _FullSoftmaxLoss(torch.autograd.Function):
             return grad if grad is None or as_it_is else grad.mul(factor.to(grad.dtype))
 
         return scaled(grad_encoded), scaled(grad_table), None, None, None, None
-
-
-def _chunks(logits: torch.Tensor) -> Iterator[slice]:
-    """Slices of rows, each of about `CHUNK_ELEMENTS` logits; on a GPU one of all rows."""
-    n, count = logits.shape
-    step = max(1, CHUNK_ELEMENTS // count) if logits.device.type == "cpu" else n
-    return (slice(start, start + step) for start in range(0, n, step))
 
 
 def _cross_entropy_and_slope(

@@ -4,7 +4,7 @@ Nothing is sorted: a rank is one plus the number of items that score higher, and
 with the target share with it, drawn for each target once and for all. In expectation every metric is then that over all
 orders of the tied items; the result depends neither on the order of the catalogue nor on anything but the scores, and
 two models that tie alike draw alike. Ties are no rarity where models read texts: products of one description score the
-same to the bit, and a history often holds one of them.
+same to the bit.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from ckd.data.batch import Batch, Batches
 from ckd.data.domain import SPLITS, Domain, Instances, Split
 from ckd.distill.parallel import ALONE, Parallel
 from ckd.errors import CkdError, DataError
+from ckd.nn.chunks import row_chunks
 from ckd.nn.recommender import Recommender
 from ckd.teachers.protocol import Teacher
 
@@ -42,9 +43,6 @@ ITEM_BATCH = 1024
 
 #: Positions of histories, padding counted, that are encoded in one forward pass.
 POSITIONS = 1 << 13
-
-#: Scores that are compared with their target's at a time: 1 MiB, within a core's cache.
-CHUNK_ELEMENTS = 1 << 18
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -261,14 +259,12 @@ def _count(
         scores = score(encoded, low, high)
         if low == bounds[0][0]:
             target = scores.gather(1, columns)
-        step = max(1, CHUNK_ELEMENTS // scores.shape[1]) if device.type == "cpu" else len(scores)
-        # Comparing into floats is several times faster to sum than booleans; counts below 2**24 are exact.
-        flags = torch.empty_like(scores[:step])
-        for start in range(0, len(scores), step):
-            rows = slice(start, start + step)
-            part, own, into = scores[rows], target[rows], flags[: len(scores) - start]
-            higher[rows] += torch.gt(part, own, out=into).sum(1).long()
-            tied[rows] += torch.eq(part, own, out=into).sum(1).long()
+        for rows in row_chunks(scores):
+            part, own = scores[rows], target[rows]
+            # Comparing into floats is several times faster to sum than booleans; counts below 2**24 are exact.
+            flags = torch.empty_like(part)
+            higher[rows] += torch.gt(part, own, out=flags).sum(1).long()
+            tied[rows] += torch.eq(part, own, out=flags).sum(1).long()
             valid[rows] &= ~part.amax(1).isnan()
         if seen is not None:
             inside = (seen[1] >= low) & (seen[1] < high)

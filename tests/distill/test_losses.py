@@ -17,6 +17,7 @@ from ckd.distill.losses import (
     masked_log_softmax,
     renormalise,
 )
+from ckd.nn import chunks
 
 
 def random_mask(size: int, generator: torch.Generator) -> torch.Tensor:
@@ -34,7 +35,7 @@ def test_full_cross_entropy_equals_the_plain_one_with_gradients(
     pad_in_softmax: bool, block: int, chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(losses, "BLOCK_ELEMENTS", block)
-    monkeypatch.setattr(losses, "CHUNK_ELEMENTS", chunk)
+    monkeypatch.setattr(chunks, "CHUNK_ELEMENTS", chunk)
     g = generator(1)
     encoded = torch.randn(7, 5, generator=g, dtype=torch.float64, requires_grad=True)
     table = torch.randn(11, 5, generator=g, dtype=torch.float64, requires_grad=True)
@@ -58,7 +59,7 @@ def test_the_fused_loss_equals_its_two_parts_with_gradients(
     direction: str, block: int, chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(losses, "BLOCK_ELEMENTS", block)
-    monkeypatch.setattr(losses, "CHUNK_ELEMENTS", chunk)
+    monkeypatch.setattr(chunks, "CHUNK_ELEMENTS", chunk)
     g = generator(7)
     encoded = torch.randn(8, 5, generator=g, dtype=torch.float64, requires_grad=True)
     table = torch.randn(11, 5, generator=g, dtype=torch.float64, requires_grad=True)

@@ -136,7 +136,7 @@ def test_ranks_equal_those_of_sorting(
     positions: int,
 ) -> None:
     model = kind(whole_numbers(seed, domain))
-    with patch.multiple("ckd.evaluation.ranks", CHUNK_ELEMENTS=chunk, POSITIONS=positions):
+    with patch("ckd.nn.chunks.CHUNK_ELEMENTS", chunk), patch("ckd.evaluation.ranks.POSITIONS", positions):
         found = rank_targets(
             model, domain, split, batch_size=batch_size, item_block=item_block, mask_history=mask_history
         )
