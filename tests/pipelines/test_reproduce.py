@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from ckd.config import RunConfig
 from ckd.data.domain import Domain
 from ckd.data.example import TINY
 from ckd.distill.trainer import Trainer
-from ckd.errors import ConfigError
+from ckd.errors import ConfigError, DataError
 from ckd.evaluation.ranks import load_ranks
 from ckd.pipelines.example import prepare_example
 from ckd.pipelines.reproduce import Options, chain, dry_run, reproduce
@@ -250,6 +251,20 @@ def test_without_pictures_of_the_sources_pretraining_reads_texts_alone(tmp_path:
     assert seen.notes == ()
     both = states(seen, options=wanted)
     assert both["encode image of market"] == "done"
+
+
+def test_a_teacher_finished_without_ranking_lists_serves_all_but_hetcomp(
+    tmp_path: Path, encoded: list[tuple[str, str]], small: RunConfig
+) -> None:
+    work = tmp_path / "work"
+    reproduce("table3", study_of(work, small), Options(methods=("UniSRec",)))
+    (teacher,) = (work / "teachers" / "example-studio").iterdir()
+    shutil.rmtree(teacher / "rankings")
+    kept = everything(teacher)
+    reproduce("table3", study_of(work, small), Options(methods=("UniSRec", "CKD-MDSR")))
+    with pytest.raises(DataError, match=r"no ranking lists kept\. .* or delete its folder"):
+        reproduce("table3", study_of(work, small), Options(methods=("HetComp",)))
+    assert everything(teacher) == kept
 
 
 def test_an_unknown_method_is_refused_before_anything_is_made(tmp_path: Path, small: RunConfig) -> None:

@@ -149,7 +149,8 @@ def kept_rankings(teacher: Path, domain: Domain, fingerprint: str) -> list[Ranki
     if "lists" not in index:
         raise DataError(
             f"{teacher}: no ranking lists kept. Fine-tune it with `ckd finetune-teacher --keep-rankings 1` and another "
-            "--run: the same settings and seed give the same teacher."
+            "--run, or delete its folder where `ckd reproduce` named it: the same settings and seed give the same "
+            "teacher."
         )
     if index["teacher"] != fingerprint:
         raise DataError(

@@ -95,7 +95,10 @@ class Chain:
                 update={"teacher": {**config.teacher, "start": pretrained_folder(self.work, start)}}
             )
 
+        finished = finished_in(self.work / folder, RESULT)
+
         def tune() -> None:
+            # One that was finished without lists serves all methods but HetComp, which says what it misses.
             finetune_teacher(
                 self.work,
                 self.name,
@@ -103,7 +106,7 @@ class Chain:
                 config,
                 run=run,
                 progress=self.study.progress,
-                keep_rankings=KEEP_RANKINGS,
+                keep_rankings=None if finished() == "done" else KEEP_RANKINGS,
             )
 
         self._add(
@@ -112,7 +115,7 @@ class Chain:
             "fine-tune",
             method.model,
             self.name,
-            finished_in(self.work / folder, RESULT),
+            finished,
             tune,
         )
         return Trained(self.name, method, seed, run, str(folder), ())
