@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.optimize import brentq
 
 from ckd.distill.losses import BLOCK_ELEMENTS
 from ckd.errors import DataError
@@ -68,6 +67,8 @@ def likeliest_temperature(
             f"{where}: validation targets score no higher than the average item, so that no temperature is likeliest. "
             "Give a number as distill.temperature, or leave this teacher out."
         )
+    from scipy.optimize import brentq  # 40 MB, which training does without
+
     found = low if scores.slope(low) <= 0 else float(brentq(scores.slope, low, high, xtol=PRECISION / 10, rtol=1e-12))
     tau = float(f"{math.exp(found):.{round(-math.log10(PRECISION))}g}")
     return Calibrated(tau, scores.nll(tau), len(users))

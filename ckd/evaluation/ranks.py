@@ -42,7 +42,7 @@ META = b"ckd.ranks"
 ITEM_BATCH = 1024
 
 #: Positions of histories, padding counted, that are encoded in one forward pass.
-POSITIONS = 1 << 13
+POSITIONS = 1 << 12
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]

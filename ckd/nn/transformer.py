@@ -5,6 +5,7 @@ Shapes: B sequences, L positions, D hidden size, H heads. Module names are those
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
@@ -17,11 +18,11 @@ from ckd.nn.dropout import Dropout, dropout
 #: What the published models add to the logit of a masked key, in place of minus infinity.
 MASKED = -10000.0
 
-#: Hidden states, as a number of elements, beyond which a batch is encoded in parts while training: 16 MiB in float32,
-#: of which a layer keeps some fifteen for its gradient.
-MOST_STATES = 1 << 22
+#: Hidden states, as a number of elements, beyond which a batch is encoded in parts while training: 4 MiB in float32, of
+#: which a layer keeps some fifteen for its gradient.
+MOST_STATES = 1 << 20
 #: Elements of a part.
-PART_STATES = 1 << 20
+PART_STATES = 1 << 18
 
 
 class MultiHeadAttention(nn.Module):
@@ -113,20 +114,30 @@ class TransformerEncoder(nn.Module):
         self.layer = nn.ModuleList(TransformerLayer(config) for _ in range(config.n_layers))
 
     def forward(self, x_BLD: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """Encode; a batch of exceptionally many positions goes in parts that are computed again for their gradient.
-
-        On a CPU; what an accelerator holds of them is small beside its memory.
-        """
-        if self.training and x_BLD.device.type == "cpu" and x_BLD.numel() > MOST_STATES:
-            rows = max(1, PART_STATES // x_BLD[0].numel())
-            parts = zip(torch.split(x_BLD, rows), torch.split(mask, rows), strict=True)
-            return torch.cat([checkpoint(self._encode, *part, use_reentrant=False) for part in parts])
-        return self._encode(x_BLD, mask)
-
-    def _encode(self, x_BLD: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         for layer in self.layer:
             x_BLD = layer(x_BLD, mask)
         return x_BLD
+
+
+def in_parts(
+    encode: Callable[..., torch.Tensor], *rows: torch.Tensor, hidden_size: int, training: bool
+) -> torch.Tensor:
+    """(P, W, D) `encode(*rows)`; of exceptionally many positions a few rows at a time, computed anew for the gradient.
+
+    While training on a CPU; what an accelerator holds of them is small beside its memory.
+
+    Args:
+        encode: treats every row by itself.
+        rows: (P, W, ...) each.
+        hidden_size: D.
+        training: whether gradients will be asked for.
+    """
+    first = rows[0]
+    width = first.shape[1] * hidden_size
+    if not training or first.device.type != "cpu" or len(first) * width <= MOST_STATES:
+        return encode(*rows)
+    parts = zip(*(torch.split(tensor, max(1, PART_STATES // width)) for tensor in rows), strict=True)
+    return torch.cat([checkpoint(encode, *part, use_reentrant=False) for part in parts])
 
 
 def attention(

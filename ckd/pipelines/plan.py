@@ -13,7 +13,6 @@ from ckd.data.domain import Domain
 from ckd.distill.curriculum import Bucket
 from ckd.distill.difficulty import TeacherScores
 from ckd.distill.plan import FORMAT, FULL, Plan, build_plan
-from ckd.distill.plan_figure import draw_curriculum, picture_format
 from ckd.errors import StoreError, did_you_mean
 from ckd.pipelines.progress import Progress, silent
 from ckd.pipelines.workspace import domain_folder, plans_folder
@@ -199,6 +198,8 @@ def draw(plan: Plan, path: Path, title: str = "") -> Path:
     Raises:
         ConfigError: another ending.
     """
+    from ckd.distill.plan_figure import draw_curriculum  # matplotlib: 30 MB, which training does without
+
     draw_curriculum(plan, path, title)
     return path
 
@@ -209,6 +210,8 @@ def check_picture(path: Path) -> None:
     Raises:
         ConfigError: as `draw`.
     """
+    from ckd.distill.plan_figure import picture_format
+
     picture_format(path)
 
 

@@ -14,7 +14,7 @@ from ckd.data.domain import Domain
 from ckd.distill.losses import full_softmax_loss
 from ckd.nn.dropout import Dropout
 from ckd.nn.recommender import Recommender
-from ckd.nn.transformer import TransformerEncoder, initialise, packed_mask
+from ckd.nn.transformer import TransformerEncoder, in_parts, initialise, packed_mask
 from ckd.students.common.transformer_config import TransformerConfig
 
 
@@ -92,9 +92,13 @@ class BERT4Rec(Recommender):
 
     def hidden(self, packed: Packed, items: torch.Tensor) -> torch.Tensor:
         """(P, W, D) hidden states of `items` (P, W), which replace those of `packed`."""
-        x_PWD = self.item_embedding(items) + self.position_embedding(packed.positions)
+        rows = (items, packed.positions, packed.segments)
+        return in_parts(self._hidden, *rows, hidden_size=self.config.hidden_size, training=self.training)
+
+    def _hidden(self, items: torch.Tensor, positions: torch.Tensor, segments: torch.Tensor) -> torch.Tensor:
+        x_PWD = self.item_embedding(items) + self.position_embedding(positions)
         x_PWD = self.dropout(self.LayerNorm(x_PWD))
-        return self.trm_encoder(x_PWD, packed_mask(packed.segments, causal=False))
+        return self.trm_encoder(x_PWD, packed_mask(segments, causal=False))
 
     def head(self, hidden: torch.Tensor) -> torch.Tensor:
         """(n, D + 1) vectors to multiply with the item table, from (n, D) hidden states."""

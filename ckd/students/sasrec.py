@@ -11,7 +11,7 @@ from ckd.data.batch import Batch
 from ckd.data.domain import Domain
 from ckd.nn.dropout import Dropout
 from ckd.nn.recommender import Recommender
-from ckd.nn.transformer import TransformerEncoder, initialise, packed_mask
+from ckd.nn.transformer import TransformerEncoder, in_parts, initialise, packed_mask
 from ckd.students.common.transformer_config import TransformerConfig
 
 
@@ -47,9 +47,14 @@ class SASRec(Recommender):
 
     def encode(self, batch: Batch) -> torch.Tensor:
         packed = batch.packed
-        x = self.item_embedding(packed.items) + self.position_embedding(packed.positions)
-        x = self.dropout(self.LayerNorm(x))
-        return packed.take(self.trm_encoder(x, packed_mask(packed.segments)))
+        rows = (packed.items, packed.positions, packed.segments)
+        return packed.take(in_parts(self.hidden, *rows, hidden_size=self.config.hidden_size, training=self.training))
+
+    def hidden(self, items: torch.Tensor, positions: torch.Tensor, segments: torch.Tensor) -> torch.Tensor:
+        """(P, W, D) hidden states of packed rows (P, W)."""
+        x_PWD = self.item_embedding(items) + self.position_embedding(positions)
+        x_PWD = self.dropout(self.LayerNorm(x_PWD))
+        return self.trm_encoder(x_PWD, packed_mask(segments))
 
     def item_table(self) -> torch.Tensor:
         return self.item_embedding.weight

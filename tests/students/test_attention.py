@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from ckd.nn import transformer
-from ckd.nn.transformer import TransformerEncoder, attention, attention_mask, initialise
+from ckd.nn.transformer import TransformerEncoder, attention, attention_mask, in_parts, initialise
 from ckd.students.sasrec import SASRecConfig
 
 
@@ -40,7 +40,7 @@ def outcome(encoder: TransformerEncoder, x: torch.Tensor, mask: torch.Tensor) ->
     """What the encoder gives, and the gradients of its input and weights."""
     torch.manual_seed(1)
     x = x.clone().requires_grad_()
-    given = encoder(x, mask)
+    given = in_parts(encoder, x, mask, hidden_size=x.shape[2], training=True)
     return [given.detach(), *torch.autograd.grad((given**2).sum(), [x, *encoder.parameters()])]
 
 
@@ -58,13 +58,13 @@ def test_a_batch_in_parts_has_the_outcome_of_a_whole_one(monkeypatch: pytest.Mon
     whole = outcome(encoder, x, mask)
     monkeypatch.setattr(transformer, "MOST_STATES", x.numel() - 1)
     monkeypatch.setattr(transformer, "PART_STATES", 2 * x[0].numel())
-    in_parts = outcome(encoder, x, mask)
+    divided = outcome(encoder, x, mask)
     # Computed again for the gradient, a part must meet the dropout that it met at first.
     monkeypatch.setattr(transformer, "checkpoint", lambda f, *args, use_reentrant: f(*args))
     kept = outcome(encoder, x, mask)
-    for found, expected in zip(in_parts, kept if dropout else whole, strict=True):
+    for found, expected in zip(divided, kept if dropout else whole, strict=True):
         torch.testing.assert_close(found, expected)
-    assert torch.allclose(in_parts[0], whole[0]) == (dropout == 0.0)
+    assert torch.allclose(divided[0], whole[0]) == (dropout == 0.0)
 
 
 def test_an_exceptional_batch_holds_less_for_its_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -74,7 +74,8 @@ def test_an_exceptional_batch_holds_less_for_its_gradient(monkeypatch: pytest.Mo
     def held() -> int:
         sizes: list[int] = []
         with torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.append(t.nbytes) or t, lambda t: t):
-            encoder(x.requires_grad_(), attention_mask(sequences, causal=True))
+            mask = attention_mask(sequences, causal=True)
+            in_parts(encoder, x.requires_grad_(), mask, hidden_size=8, training=True)
         return sum(sizes)
 
     before = held()
