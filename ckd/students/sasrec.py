@@ -48,9 +48,9 @@ class SASRec(Recommender):
     def encode(self, batch: Batch) -> torch.Tensor:
         packed = batch.packed
         rows = (packed.items, packed.positions, packed.segments)
-        return packed.take(in_parts(self.hidden, *rows, hidden_size=self.config.hidden_size, training=self.training))
+        return packed.take(in_parts(self._hidden, *rows, hidden_size=self.config.hidden_size, training=self.training))
 
-    def hidden(self, items: torch.Tensor, positions: torch.Tensor, segments: torch.Tensor) -> torch.Tensor:
+    def _hidden(self, items: torch.Tensor, positions: torch.Tensor, segments: torch.Tensor) -> torch.Tensor:
         """(P, W, D) hidden states of packed rows (P, W)."""
         x_PWD = self.item_embedding(items) + self.position_embedding(positions)
         x_PWD = self.dropout(self.LayerNorm(x_PWD))
