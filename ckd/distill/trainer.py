@@ -35,6 +35,7 @@ from ckd.distill.plan import FULL, Plan, batch_hash
 from ckd.errors import CkdError, ConfigError, DataError, StoreError
 from ckd.evaluation.metrics import ranking_metrics
 from ckd.evaluation.ranks import rank_targets
+from ckd.nn.memory import hold_freed_memory
 from ckd.nn.recommender import Recommender
 from ckd.nn.weights import put_weights, read_weights, write_weights
 
@@ -137,6 +138,7 @@ class Trainer:
             TrainingDiverged: names the step, the batch and the last good checkpoint.
             DataError: the folder holds another run.
         """
+        hold_freed_memory()
         torch.manual_seed(self.parallel.seed(self.seed))
         self._resume()
         epochs = min(self.config.epochs or self.plan.epochs, self.plan.epochs)

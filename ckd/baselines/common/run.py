@@ -14,6 +14,7 @@ from torch import nn
 from ckd.data.atomic import discard_partials, replace_file, write_json
 from ckd.distill.checkpoint import TrainState, load_checkpoint, save_checkpoint
 from ckd.distill.trainer import EXPLODED, Trained, TrainingDiverged
+from ckd.nn.memory import hold_freed_memory
 from ckd.nn.weights import put_weights, read_weights, write_weights
 
 
@@ -43,11 +44,12 @@ class Run:
         return self.folder / "best.safetensors"
 
     def resume(self, everything: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        """Go on from the last checkpoint, where there is one.
+        """Begin, or go on from the last checkpoint where there is one.
 
         Raises:
             DataError: it is damaged, or of another run.
         """
+        hold_freed_memory()
         self.folder.mkdir(parents=True, exist_ok=True)
         discard_partials(self.folder)
         if self.last.exists():

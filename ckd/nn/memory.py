@@ -1,0 +1,29 @@
+"""How a process holds memory that training frees and asks for again in every step."""
+
+from __future__ import annotations
+
+import ctypes
+
+#: Numbers of glibc's mallopt(3).
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+
+#: Bytes: an allocation up to so many comes out of memory that is held, and so much is held while nothing uses it.
+HELD = 1 << 30
+#: The most that older versions of glibc take for the first.
+MOST_OF_OLD = 1 << 25
+
+
+def hold_freed_memory() -> bool:
+    """Keep what is freed, for the rest of the process; False where the C library offers no such setting.
+
+    glibc gives large blocks back to the system at once and asks for them anew. A step of training frees and allocates
+    tens of megabytes, and the kernel provides and zeroes every page of them again, which on a virtual machine can cost
+    a fifth of the step.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):  # another C library; no library of that kind (Windows)
+        return False
+    # First what may be refused: to set the other alone would fix the limit for blocks at 128 KiB.
+    taken = mallopt(M_MMAP_THRESHOLD, HELD) or mallopt(M_MMAP_THRESHOLD, MOST_OF_OLD)
+    return bool(taken and mallopt(M_TRIM_THRESHOLD, HELD))
