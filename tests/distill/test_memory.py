@@ -12,7 +12,7 @@ import pytest
 from ckd.nn import memory
 from ckd.nn.memory import hold_freed_memory
 
-#: Pages that the kernel had to provide for 64 MiB: at first, held, and held once more.
+#: Pages that the kernel had to provide for 64 MiB: given back each time, and held, once the heap has settled.
 FAULTS = """
 import json, resource, torch
 from ckd.nn.memory import hold_freed_memory
@@ -22,16 +22,16 @@ def faults():
     torch.ones(1 << 24)
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
-faults()
-given_back = faults()
+given_back = min(faults() for _ in range(5))
 held = hold_freed_memory()
-print(json.dumps([held, given_back, faults(), faults()]))
+again = [faults() for _ in range(40)]
+print(json.dumps([held, given_back, max(again[-5:])]))
 """
 
 
 def test_freed_memory_is_there_for_the_next_step() -> None:
     found = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True).stdout
-    held, given_back, _, again = json.loads(found)
+    held, given_back, again = json.loads(found)
     if not held:
         pytest.skip("this C library has no mallopt")
     assert given_back >= 32  # pages, of 2 MiB at most
