@@ -17,8 +17,8 @@ def hold_freed_memory() -> bool:
     """Keep what is freed, for the rest of the process; False where the C library offers no such setting.
 
     glibc gives large blocks back to the system at once and asks for them anew. A step of training frees and allocates
-    tens of megabytes, and the kernel provides and zeroes every page of them again, which on a virtual machine can cost
-    a fifth of the step.
+    tens of megabytes, and the kernel provides and zeroes every page of them again: on the average a seventh of the step
+    where it was measured, and more while the host was busy (docs/results.md, "Speed").
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt

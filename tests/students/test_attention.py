@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch.nn import functional as F
 
+from ckd.data.batch import Batch
 from ckd.nn import transformer
 from ckd.nn.transformer import TransformerEncoder, attention, attention_mask, in_parts, initialise
-from ckd.students.sasrec import SASRecConfig
+from ckd.students.bert4rec import BERT4Rec
+from ckd.students.sasrec import SASRec, SASRecConfig
 
 
 def parts() -> tuple[torch.Tensor, ...]:
@@ -65,6 +69,35 @@ def test_a_batch_in_parts_has_the_outcome_of_a_whole_one(monkeypatch: pytest.Mon
     for found, expected in zip(divided, kept if dropout else whole, strict=True):
         torch.testing.assert_close(found, expected)
     assert torch.allclose(divided[0], whole[0]) == (dropout == 0.0)
+
+
+@pytest.mark.parametrize("model", [SASRec, BERT4Rec])
+def test_a_model_whose_batch_goes_in_parts_learns_the_same(monkeypatch: pytest.MonkeyPatch, model: Any) -> None:
+    torch.manual_seed(0)
+    student = model(
+        model.Config(hidden_size=8, inner_size=8, n_heads=2, hidden_dropout=0.0, attention_dropout=0.0), 9, 70
+    )
+    student = student.double().train()
+    lengths = torch.tensor([70, 69, 40, 3, 68])  # four rows, of 70 at least
+    histories = torch.randint(1, 10, (5, 70)) * (torch.arange(70) < lengths[:, None])
+    batch = Batch.from_histories(histories, lengths, torch.ones(5, dtype=torch.long))
+
+    def learnt() -> dict[str, torch.Tensor]:
+        student.zero_grad()
+        given = student.encode(batch)
+        torch.autograd.backward(given.square().sum() + given.sum())
+        return {name: p.grad.clone() for name, p in student.named_parameters() if p.grad is not None}
+
+    whole, calls = learnt(), []
+    run = transformer.checkpoint
+    monkeypatch.setattr(transformer, "MOST_STATES", 1)
+    monkeypatch.setattr(transformer, "PART_STATES", 1)
+    monkeypatch.setattr(transformer, "checkpoint", lambda *a, **k: calls.append(1) or run(*a, **k))
+    divided = learnt()
+    assert len(calls) > 1
+    assert divided.keys() == whole.keys() >= {"item_embedding.weight", "position_embedding.weight"}
+    for name, gradient in whole.items():
+        torch.testing.assert_close(divided[name], gradient)
 
 
 def test_an_exceptional_batch_holds_less_for_its_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
