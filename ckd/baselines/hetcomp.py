@@ -38,6 +38,7 @@ from ckd.errors import DataError
 from ckd.evaluation.metrics import ranking_metrics
 from ckd.evaluation.ranks import rank_targets
 from ckd.nn.recommender import ModelConfig, Recommender
+from ckd.nn.uncompiled import Adam
 
 
 class HetCompConfig(ModelConfig):
@@ -105,7 +106,7 @@ class HetCompTrainer:
         self.row_of = np.full(domain.n_users, -1)
         self.row_of[histories.users] = np.arange(len(histories))
         self.observed = _padded([items[: self.length // 10] for items in self.training], self.length // 10)
-        self.optimizer = torch.optim.Adam(self.student.parameters(), lr=config.lr, weight_decay=config.weight_decay)
+        self.optimizer = Adam(self.student.parameters(), lr=config.lr, weight_decay=config.weight_decay)
         self.everything = nn.ModuleDict({"student": self.student, "curriculum": self.curriculum})
         self.run = Run(folder, identity, config.metric, config.patience)
 

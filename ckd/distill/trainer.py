@@ -37,6 +37,7 @@ from ckd.evaluation.metrics import ranking_metrics
 from ckd.evaluation.ranks import rank_targets
 from ckd.nn.memory import hold_freed_memory
 from ckd.nn.recommender import Recommender
+from ckd.nn.uncompiled import Adam
 from ckd.nn.weights import put_weights, read_weights, write_weights
 
 OnStep = Callable[[int, int, int, dict[str, Any]], None]
@@ -112,7 +113,7 @@ class Trainer:
         self.events = Events(folder / "events" if config.tensorboard and parallel.first else None)
         self.batches = Batches(domain, domain.instances("train"), share_prefixes=model.causal)
         self.trained = [p for p in model.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.Adam(
+        self.optimizer = Adam(
             self.trained,
             lr=config.lr,
             weight_decay=config.weight_decay,

@@ -42,7 +42,7 @@ META = b"ckd.ranks"
 ITEM_BATCH = 1024
 
 #: Positions of histories, padding counted, that are encoded in one forward pass.
-POSITIONS = 1 << 12
+POSITIONS = 1 << 11
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -89,7 +89,7 @@ def rank_targets(
     domain: Domain,
     split: Split,
     *,
-    batch_size: int = 1024,
+    batch_size: int = 512,
     device: torch.device | str | None = None,
     mask_history: bool = False,
     item_block: int = 8192,

@@ -11,18 +11,18 @@ from typing import Protocol
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from ckd.nn.dropout import Dropout, dropout
+from ckd.nn.uncompiled import recomputed
 
 #: What the published models add to the logit of a masked key, in place of minus infinity.
 MASKED = -10000.0
 
 #: Hidden states, as a number of elements, beyond which a batch is encoded in parts while training: 4 MiB in float32, of
 #: which a layer keeps some fifteen for its gradient.
-MOST_STATES = 1 << 20
+MOST_STATES = 1 << 19
 #: Elements of a part.
-PART_STATES = 1 << 18
+PART_STATES = 1 << 17
 
 
 class MultiHeadAttention(nn.Module):
@@ -137,7 +137,7 @@ def in_parts(
     if not training or first.device.type != "cpu" or len(first) * width <= MOST_STATES:
         return encode(*rows)
     parts = zip(*(torch.split(tensor, max(1, PART_STATES // width)) for tensor in rows), strict=True)
-    return torch.cat([checkpoint(encode, *part, use_reentrant=False) for part in parts])
+    return torch.cat([recomputed(encode, *part) for part in parts])
 
 
 def attention(

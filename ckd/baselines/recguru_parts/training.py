@@ -31,6 +31,7 @@ from ckd.distill.trainer import Trained, pick_device
 from ckd.errors import DataError
 from ckd.evaluation.metrics import ranking_metrics
 from ckd.evaluation.ranks import rank_targets
+from ckd.nn.uncompiled import Adam
 from ckd.students.common.negatives import NegativeSampler
 
 Phase = Literal["warmup", "adversarial", "tuning"]
@@ -159,9 +160,7 @@ class RecGURUTrainer:
         self.overlap = _overlap(self.corners["a"], self.corners["b"])
         self.lengths = Lengths.of(config)
         self.steps = -(-len(self.corners["a"]) // config.batch_size)
-        self.optimizer = torch.optim.Adam(
-            [{"params": [*self.pair.parameters()]}, {"params": [*self.critic.parameters()]}]
-        )
+        self.optimizer = Adam([{"params": [*self.pair.parameters()]}, {"params": [*self.critic.parameters()]}])
         self.run = Run(folder, identity, METRIC, config.patience)
 
     def fit(self) -> Trained:

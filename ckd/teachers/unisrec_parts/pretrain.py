@@ -28,6 +28,7 @@ from ckd.distill.checkpoint import TrainState, load_checkpoint, save_checkpoint
 from ckd.distill.feed import Ahead
 from ckd.distill.trainer import TrainingDiverged, pick_device
 from ckd.errors import DataError
+from ckd.nn.uncompiled import Adam
 from ckd.nn.unit import unit
 from ckd.teachers.common.settings import refuse_settings
 from ckd.teachers.protocol import Report
@@ -128,9 +129,7 @@ class Pretraining:
         stacked = torch.from_numpy(np.concatenate([table.vectors for table in tables]))
         torch.manual_seed(seed)
         self.model = UniSRec(config, stacked, len(stacked) - 1, merged.history_cap).to(self.device).train()
-        self.optimizer = torch.optim.Adam(
-            self.model.parameters(), lr=train.lr, weight_decay=train.weight_decay, fused=True
-        )
+        self.optimizer = Adam(self.model.parameters(), lr=train.lr, weight_decay=train.weight_decay, fused=True)
         self.origin = {
             "domains": {domain.name: domain.fingerprint for domain in domains},
             "features": {table.name: table.fingerprint for table in tables},
