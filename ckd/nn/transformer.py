@@ -120,23 +120,22 @@ class TransformerEncoder(nn.Module):
 
 
 def in_parts(
-    encode: Callable[..., torch.Tensor], *rows: torch.Tensor, hidden_size: int, training: bool
+    encode: Callable[..., torch.Tensor], x_PWD: torch.Tensor, *rows: torch.Tensor, training: bool
 ) -> torch.Tensor:
-    """(P, W, D) `encode(*rows)`; of exceptionally many positions a few rows at a time, computed anew for the gradient.
+    """(P, W, D) `encode(x_PWD, *rows)`; of exceptionally many positions in parts, computed anew for the gradient.
 
     While training on a CPU; what an accelerator holds of them is small beside its memory.
 
     Args:
         encode: treats every row by itself.
-        rows: (P, W, ...) each.
-        hidden_size: D.
+        x_PWD: embeddings: a table's gradient, which has the size of the table, is then computed once.
+        rows: (P, W, ...) what else it takes.
         training: whether gradients will be asked for.
     """
-    first = rows[0]
-    width = first.shape[1] * hidden_size
-    if not training or first.device.type != "cpu" or len(first) * width <= MOST_STATES:
-        return encode(*rows)
-    parts = zip(*(torch.split(tensor, max(1, PART_STATES // width)) for tensor in rows), strict=True)
+    if not training or x_PWD.device.type != "cpu" or x_PWD.numel() <= MOST_STATES:
+        return encode(x_PWD, *rows)
+    step = max(1, PART_STATES // x_PWD[0].numel())
+    parts = zip(*(torch.split(tensor, step) for tensor in (x_PWD, *rows)), strict=True)
     return torch.cat([recomputed(encode, *part) for part in parts])
 
 

@@ -92,12 +92,12 @@ class BERT4Rec(Recommender):
 
     def hidden(self, packed: Packed, items: torch.Tensor) -> torch.Tensor:
         """(P, W, D) hidden states of `items` (P, W), which replace those of `packed`."""
-        rows = (items, packed.positions, packed.segments)
-        return in_parts(self._hidden, *rows, hidden_size=self.config.hidden_size, training=self.training)
+        return in_parts(
+            self._hidden, self.item_embedding(items), packed.positions, packed.segments, training=self.training
+        )
 
-    def _hidden(self, items: torch.Tensor, positions: torch.Tensor, segments: torch.Tensor) -> torch.Tensor:
-        x_PWD = self.item_embedding(items) + self.position_embedding(positions)
-        x_PWD = self.dropout(self.LayerNorm(x_PWD))
+    def _hidden(self, x_PWD: torch.Tensor, positions: torch.Tensor, segments: torch.Tensor) -> torch.Tensor:
+        x_PWD = self.dropout(self.LayerNorm(x_PWD + self.position_embedding(positions)))
         return self.trm_encoder(x_PWD, packed_mask(segments, causal=False))
 
     def head(self, hidden: torch.Tensor) -> torch.Tensor:

@@ -47,13 +47,12 @@ class SASRec(Recommender):
 
     def encode(self, batch: Batch) -> torch.Tensor:
         packed = batch.packed
-        rows = (packed.items, packed.positions, packed.segments)
-        return packed.take(in_parts(self._hidden, *rows, hidden_size=self.config.hidden_size, training=self.training))
+        rows = (self.item_embedding(packed.items), packed.positions, packed.segments)
+        return packed.take(in_parts(self._hidden, *rows, training=self.training))
 
-    def _hidden(self, items: torch.Tensor, positions: torch.Tensor, segments: torch.Tensor) -> torch.Tensor:
-        """(P, W, D) hidden states of packed rows (P, W)."""
-        x_PWD = self.item_embedding(items) + self.position_embedding(positions)
-        x_PWD = self.dropout(self.LayerNorm(x_PWD))
+    def _hidden(self, x_PWD: torch.Tensor, positions: torch.Tensor, segments: torch.Tensor) -> torch.Tensor:
+        """(P, W, D) hidden states of packed rows, from the embeddings of their items."""
+        x_PWD = self.dropout(self.LayerNorm(x_PWD + self.position_embedding(positions)))
         return self.trm_encoder(x_PWD, packed_mask(segments))
 
     def item_table(self) -> torch.Tensor:

@@ -222,7 +222,7 @@ class UniM2Rec(Recommender):
     def contextualise(self, x_PWD: torch.Tensor, packed: Packed) -> torch.Tensor:
         """(B, D) user vectors of length one, from the vectors of the packed sequences' items."""
         rows = (x_PWD, packed.positions, packed.segments)
-        return unit(packed.take(in_parts(self._hidden, *rows, hidden_size=x_PWD.shape[2], training=self.training)))
+        return unit(packed.take(in_parts(self._hidden, *rows, training=self.training)))
 
     def _hidden(self, x_PWD: torch.Tensor, positions: torch.Tensor, segments: torch.Tensor) -> torch.Tensor:
         x_PWD = self.dropout(self.LayerNorm(x_PWD + self.position_embedding(positions)))

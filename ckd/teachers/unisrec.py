@@ -230,7 +230,7 @@ class UniSRec(Recommender):
     def contextualise(self, x_PWD: torch.Tensor, packed: Packed) -> torch.Tensor:
         """(B, D) the sequence encoder's normalised state at the end of each history, from the vectors of its items."""
         rows = (x_PWD, packed.positions, packed.segments)
-        return unit(packed.take(in_parts(self._hidden, *rows, hidden_size=x_PWD.shape[2], training=self.training)))
+        return unit(packed.take(in_parts(self._hidden, *rows, training=self.training)))
 
     def _hidden(self, x_PWD: torch.Tensor, positions: torch.Tensor, segments: torch.Tensor) -> torch.Tensor:
         x_PWD = self.dropout(self.LayerNorm(x_PWD + self.position_embedding(positions)))

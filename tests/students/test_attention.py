@@ -45,7 +45,7 @@ def outcome(encoder: TransformerEncoder, x: torch.Tensor, mask: torch.Tensor) ->
     torch.manual_seed(1)
     x = x.clone().requires_grad_()
     encoder.zero_grad()
-    given = in_parts(encoder, x, mask, hidden_size=x.shape[2], training=True)
+    given = in_parts(encoder, x, mask, training=True)
     torch.autograd.backward((given**2).sum())
     return [given.detach(), *(leaf.grad for leaf in (x, *encoder.parameters()) if leaf.grad is not None)]
 
@@ -111,7 +111,7 @@ def test_an_exceptional_batch_holds_less_for_its_gradient(monkeypatch: pytest.Mo
         sizes: list[int] = []
         with torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.append(t.nbytes) or t, lambda t: t):
             mask = attention_mask(sequences, causal=True)
-            in_parts(encoder, x.requires_grad_(), mask, hidden_size=8, training=True)
+            in_parts(encoder, x.requires_grad_(), mask, training=True)
         return sum(sizes)
 
     before = held()
