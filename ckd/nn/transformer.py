@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from ckd.data.batch import Packed
 from ckd.nn.dropout import Dropout, dropout
 from ckd.nn.uncompiled import recomputed
 
@@ -117,6 +118,27 @@ class TransformerEncoder(nn.Module):
         for layer in self.layer:
             x_BLD = layer(x_BLD, mask)
         return x_BLD
+
+
+class SequenceModel(Protocol):
+    """What the models that read packed sequences have in common."""
+
+    training: bool
+    position_embedding: nn.Embedding
+    LayerNorm: nn.LayerNorm
+    dropout: Dropout
+    trm_encoder: TransformerEncoder
+
+
+def hidden_states(model: SequenceModel, x_PWD: torch.Tensor, packed: Packed, *, causal: bool = True) -> torch.Tensor:
+    """(P, W, D) the encoder's states of the packed sequences, from the (P, W, D) vectors of their items."""
+
+    def encode(x_PWD: torch.Tensor, positions: torch.Tensor, segments: torch.Tensor) -> torch.Tensor:
+        x_PWD = model.dropout(model.LayerNorm(x_PWD + model.position_embedding(positions)))
+        states: torch.Tensor = model.trm_encoder(x_PWD, packed_mask(segments, causal=causal))
+        return states
+
+    return in_parts(encode, x_PWD, packed.positions, packed.segments, training=model.training)
 
 
 def in_parts(

@@ -14,7 +14,7 @@ from ckd.data.domain import Domain
 from ckd.distill.losses import full_softmax_loss
 from ckd.nn.dropout import Dropout
 from ckd.nn.recommender import Recommender
-from ckd.nn.transformer import TransformerEncoder, in_parts, initialise, packed_mask
+from ckd.nn.transformer import TransformerEncoder, hidden_states, initialise
 from ckd.students.common.transformer_config import TransformerConfig
 
 
@@ -92,13 +92,7 @@ class BERT4Rec(Recommender):
 
     def hidden(self, packed: Packed, items: torch.Tensor) -> torch.Tensor:
         """(P, W, D) hidden states of `items` (P, W), which replace those of `packed`."""
-        return in_parts(
-            self._hidden, self.item_embedding(items), packed.positions, packed.segments, training=self.training
-        )
-
-    def _hidden(self, x_PWD: torch.Tensor, positions: torch.Tensor, segments: torch.Tensor) -> torch.Tensor:
-        x_PWD = self.dropout(self.LayerNorm(x_PWD + self.position_embedding(positions)))
-        return self.trm_encoder(x_PWD, packed_mask(segments, causal=False))
+        return hidden_states(self, self.item_embedding(items), packed, causal=False)
 
     def head(self, hidden: torch.Tensor) -> torch.Tensor:
         """(n, D + 1) vectors to multiply with the item table, from (n, D) hidden states."""

@@ -11,7 +11,7 @@ from ckd.data.batch import Batch
 from ckd.data.domain import Domain
 from ckd.nn.dropout import Dropout
 from ckd.nn.recommender import Recommender
-from ckd.nn.transformer import TransformerEncoder, in_parts, initialise, packed_mask
+from ckd.nn.transformer import TransformerEncoder, hidden_states, initialise
 from ckd.students.common.transformer_config import TransformerConfig
 
 
@@ -47,13 +47,7 @@ class SASRec(Recommender):
 
     def encode(self, batch: Batch) -> torch.Tensor:
         packed = batch.packed
-        rows = (self.item_embedding(packed.items), packed.positions, packed.segments)
-        return packed.take(in_parts(self._hidden, *rows, training=self.training))
-
-    def _hidden(self, x_PWD: torch.Tensor, positions: torch.Tensor, segments: torch.Tensor) -> torch.Tensor:
-        """(P, W, D) hidden states of packed rows, from the embeddings of their items."""
-        x_PWD = self.dropout(self.LayerNorm(x_PWD + self.position_embedding(positions)))
-        return self.trm_encoder(x_PWD, packed_mask(segments))
+        return packed.take(hidden_states(self, self.item_embedding(packed.items), packed))
 
     def item_table(self) -> torch.Tensor:
         return self.item_embedding.weight

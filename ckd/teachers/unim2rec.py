@@ -34,7 +34,7 @@ from ckd.nn.dropout import Dropout
 from ckd.nn.evaluating import evaluating
 from ckd.nn.recommender import ModelConfig, Recommender
 from ckd.nn.remembered import Remembered
-from ckd.nn.transformer import TransformerEncoder, in_parts, initialise, packed_mask
+from ckd.nn.transformer import TransformerEncoder, hidden_states, initialise
 from ckd.nn.unit import unit
 from ckd.nn.weights import put_weights, read_weights
 from ckd.teachers.common.folder import INFO, WEIGHTS, Stage, read_info, write_teacher
@@ -221,12 +221,7 @@ class UniM2Rec(Recommender):
 
     def contextualise(self, x_PWD: torch.Tensor, packed: Packed) -> torch.Tensor:
         """(B, D) user vectors of length one, from the vectors of the packed sequences' items."""
-        rows = (x_PWD, packed.positions, packed.segments)
-        return unit(packed.take(in_parts(self._hidden, *rows, training=self.training)))
-
-    def _hidden(self, x_PWD: torch.Tensor, positions: torch.Tensor, segments: torch.Tensor) -> torch.Tensor:
-        x_PWD = self.dropout(self.LayerNorm(x_PWD + self.position_embedding(positions)))
-        return self.trm_encoder(x_PWD, packed_mask(segments))
+        return unit(packed.take(hidden_states(self, x_PWD, packed)))
 
     def encode(self, batch: Batch) -> torch.Tensor:
         return self.contextualise(F.embedding(batch.packed.items, self.table()), batch.packed)

@@ -29,7 +29,7 @@ from ckd.nn.frozen import FrozenTable
 from ckd.nn.moe_adaptor import MoEAdaptor
 from ckd.nn.recommender import ModelConfig, Recommender
 from ckd.nn.remembered import Remembered
-from ckd.nn.transformer import TransformerEncoder, in_parts, initialise, packed_mask
+from ckd.nn.transformer import TransformerEncoder, hidden_states, initialise
 from ckd.nn.unit import unit
 from ckd.nn.weights import put_weights, read_weights
 from ckd.teachers.common.folder import WEIGHTS, read_info, write_teacher
@@ -229,12 +229,7 @@ class UniSRec(Recommender):
 
     def contextualise(self, x_PWD: torch.Tensor, packed: Packed) -> torch.Tensor:
         """(B, D) the sequence encoder's normalised state at the end of each history, from the vectors of its items."""
-        rows = (x_PWD, packed.positions, packed.segments)
-        return unit(packed.take(in_parts(self._hidden, *rows, training=self.training)))
-
-    def _hidden(self, x_PWD: torch.Tensor, positions: torch.Tensor, segments: torch.Tensor) -> torch.Tensor:
-        x_PWD = self.dropout(self.LayerNorm(x_PWD + self.position_embedding(positions)))
-        return self.trm_encoder(x_PWD, packed_mask(segments))
+        return unit(packed.take(hidden_states(self, x_PWD, packed)))
 
     def encode(self, batch: Batch) -> torch.Tensor:
         if not self.training and not torch.is_grad_enabled():
