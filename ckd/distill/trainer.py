@@ -249,7 +249,7 @@ class Trainer:
             parts = self.objective.loss(step, encoded, table, target)
         self.optimizer.zero_grad(set_to_none=True)
         weight = step.share.weight
-        torch.autograd.backward(parts["loss"], torch.full_like(parts["loss"], weight))
+        torch.autograd.backward(parts["loss"] * weight)
         parts = self.parallel.sum_gradients(self.trained, parts, weight)
         if self.config.clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)

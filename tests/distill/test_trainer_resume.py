@@ -24,7 +24,6 @@ SCRIPT = """
 import importlib.util, json, os, signal, sys
 from pathlib import Path
 import torch
-import torch._dynamo  # that the optimiser would import in every process
 from safetensors.torch import save_file
 import ckd.data.atomic, ckd.distill.trainer, ckd.nn.weights
 torch.set_num_threads(1)
@@ -72,6 +71,8 @@ def run(folder, options, fault):
             trainer = toys.build_trainer(folder, **options)
             arm(trainer, fault)
             trainer.fit()
+            if loaded := {"torch._dynamo", "sympy"} & set(sys.modules):
+                raise AssertionError(f"training has loaded {loaded}")
         except BaseException:
             import traceback
             traceback.print_exc()

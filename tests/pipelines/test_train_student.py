@@ -280,7 +280,6 @@ SCRIPT = """
 import json, os, signal, sys
 from pathlib import Path
 import torch
-import torch._dynamo
 import ckd.students.sasrec
 from ckd.config import RunConfig
 from ckd.pipelines.train_student import train_student

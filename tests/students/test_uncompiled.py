@@ -83,12 +83,11 @@ def test_of_ids_alone_leaves_get_gradients() -> None:
     assert table.weight.grad[:, 0].tolist() == [0, 2, 0, 1, 0]
 
 
-def test_training_loads_no_compiler() -> None:
+def test_nothing_here_loads_the_compiler() -> None:
     script = """
 import sys
 import torch
 from torch import nn
-from ckd.distill import trainer
 from ckd.nn.uncompiled import Adam, AdamW, recomputed
 for kind in Adam, AdamW:
     layer = nn.Linear(2, 2)
@@ -98,7 +97,6 @@ for kind in Adam, AdamW:
     nn.utils.clip_grad_norm_(layer.parameters(), 1.0)
     optimizer.step()
     optimizer.load_state_dict(optimizer.state_dict())
-assert trainer.Adam is Adam
 print([name for name in ("torch._dynamo", "torch._inductor", "sympy") if name in sys.modules])
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=120)
