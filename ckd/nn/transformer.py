@@ -19,7 +19,7 @@ from ckd.nn.uncompiled import recomputed
 #: What the published models add to the logit of a masked key, in place of minus infinity.
 MASKED = -10000.0
 
-#: Hidden states, as a number of elements, beyond which a batch is encoded in parts while training: 4 MiB in float32, of
+#: Hidden states, as a number of elements, beyond which a batch is encoded in parts while training: 2 MiB in float32, of
 #: which a layer keeps some fifteen for its gradient.
 MOST_STATES = 1 << 19
 #: Elements of a part.

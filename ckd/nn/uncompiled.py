@@ -1,7 +1,7 @@
 """Parts of torch without the compiler that calling them loads.
 
 torch shields some functions from torch.compile by importing the compiler when one of them is first called: some 900
-modules, 150 MB and a second or two, of which a run that compiles nothing has no use.
+modules, 140 MB and a few seconds, of which a run that compiles nothing has no use.
 """
 
 from __future__ import annotations
