@@ -249,6 +249,7 @@ class Trainer:
             parts = self.objective.loss(step, encoded, table, target)
         self.optimizer.zero_grad(set_to_none=True)
         weight = step.share.weight
+        # Weighed here: given a gradient to begin with, backward() would load torch's compiler.
         torch.autograd.backward(parts["loss"] * weight)
         parts = self.parallel.sum_gradients(self.trained, parts, weight)
         if self.config.clip_norm is not None:

@@ -1,7 +1,8 @@
 """Parts of torch without the compiler that calling them loads.
 
 torch shields some functions from torch.compile by importing the compiler when one of them is first called: some 900
-modules, 140 MB and a few seconds, of which a run that compiles nothing has no use.
+modules, 140 MB and a few seconds, of which a run that compiles nothing has no use. Recformer's backbone
+loads it anyhow, and so does the checkpoint by which a student that does not factor is distilled over all items.
 """
 
 from __future__ import annotations
@@ -14,25 +15,14 @@ import torch
 from torch.optim import Optimizer
 
 
-class _Uncompiled:
-    """Under the decorators lie the functions themselves."""
+class Adam(torch.optim.Adam):
+    """torch's Adam, for steps that are not compiled: under the decorators lie the functions themselves."""
 
     add_param_group = inspect.unwrap(Optimizer.add_param_group)
     load_state_dict = inspect.unwrap(Optimizer.load_state_dict)
     state_dict = inspect.unwrap(Optimizer.state_dict)
-    zero_grad = inspect.unwrap(Optimizer.zero_grad)
-
-
-class Adam(_Uncompiled, torch.optim.Adam):
-    """torch's Adam, for steps that are not compiled."""
-
     step = torch.no_grad()(inspect.unwrap(torch.optim.Adam.step))
-
-
-class AdamW(_Uncompiled, torch.optim.AdamW):
-    """torch's AdamW, for steps that are not compiled."""
-
-    step = torch.no_grad()(inspect.unwrap(torch.optim.AdamW.step))
+    zero_grad = inspect.unwrap(Optimizer.zero_grad)
 
 
 def recomputed(function: Callable[..., torch.Tensor], *inputs: torch.Tensor) -> torch.Tensor:

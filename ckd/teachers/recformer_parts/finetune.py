@@ -23,7 +23,6 @@ from ckd.distill.trainer import TrainingDiverged, pick_device
 from ckd.errors import DataError
 from ckd.evaluation.metrics import ranking_metrics
 from ckd.evaluation.ranks import rank_targets
-from ckd.nn.uncompiled import AdamW
 from ckd.nn.weights import read_weights, write_weights
 from ckd.teachers.common.settings import refuse_settings
 from ckd.teachers.protocol import FinetuneResult, Keep, Report
@@ -76,7 +75,7 @@ class Finetuning:
         self.draws = Draws(domain, self.config.max_items, batch_size, seed)
         self.lr = linear_schedule(train.lr, self.config.warmup_steps, 2 * self.epochs * self.draws.steps)
         teacher.to(pick_device(train.device))
-        self.optimizer = AdamW(
+        self.optimizer = torch.optim.AdamW(
             teacher.longformer.parameters(), lr=train.lr, weight_decay=train.weight_decay, fused=True
         )
         self.identity = {

@@ -24,7 +24,6 @@ from ckd.data.merge import merge_domains
 from ckd.distill.checkpoint import TrainState, load_checkpoint, save_checkpoint
 from ckd.distill.trainer import TrainingDiverged, pick_device
 from ckd.errors import DataError
-from ckd.nn.uncompiled import AdamW
 from ckd.nn.weights import read_weights, write_weights
 from ckd.teachers.common.settings import refuse_settings
 from ckd.teachers.protocol import Report
@@ -112,7 +111,7 @@ class Pretraining:
         self.teacher.longformer = self.model.longformer
         self.model.longformer.embeddings.word_embeddings.requires_grad_(False)
         self.word_starts = word_starts(self.start.tokenizer)
-        self.optimizer = AdamW(
+        self.optimizer = torch.optim.AdamW(
             [parameter for parameter in self.model.parameters() if parameter.requires_grad],
             lr=train.lr,
             weight_decay=train.weight_decay,
