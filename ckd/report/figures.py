@@ -11,7 +11,16 @@ from ckd.report.markup import behind, element, esc
 
 
 def figure(panel: Panel, name: str, marks: Sequence[Mark] = (), note: str = "") -> str:
-    """The figure as markup; `name` is that of its CSV file."""
+    """The figure with the data behind it as markup; `name` is that of its CSV file."""
+    return element("figure", _picture(panel, marks, note) + behind(*panel_data(panel), name))
+
+
+def bare_figure(panel: Panel, marks: Sequence[Mark] = ()) -> str:
+    """The figure as markup, of data that stand elsewhere on the page."""
+    return element("figure", _picture(panel, marks))
+
+
+def _picture(panel: Panel, marks: Sequence[Mark], note: str = "") -> str:
     spread = any(point.y.std for series in panel.series for point in series.points)
     notes = [note, f"Area: {panel.size_label}." if panel.size_label else "", "Whiskers: standard deviation." * spread]
     said = " ".join(part for part in notes if part)
@@ -19,8 +28,7 @@ def figure(panel: Panel, name: str, marks: Sequence[Mark] = (), note: str = "") 
     told = panel.style != "bars" or panel.y_label in panel.title
     title = panel.title if told else f"{panel.title}: {panel.y_label}"
     caption = element("figcaption", esc(title) + (f"<br><small>{esc(said)}</small>" if said else ""))
-    headers, rows = panel_data(panel)
-    return element("figure", caption + legend(panel) + draw(panel, marks) + behind(headers, rows, name))
+    return caption + legend(panel) + draw(panel, marks)
 
 
 def gallery(figures: Sequence[str]) -> str:

@@ -85,10 +85,10 @@ def scrolling(table: str, label: str = "Table") -> str:
     return element("div", table, class_="scroll", tabindex="0", role="region", aria_label=label)
 
 
-def behind(headers: Sequence[str], rows: Sequence[Sequence[Any]], name: str) -> str:
+def behind(headers: Sequence[str], rows: Sequence[Sequence[Any]], name: str, summary: str = "Data") -> str:
     """The data behind a figure, folded away."""
     link = element("p", download(headers, rows, name))
-    return f"<details><summary>Data</summary>{data_table(headers, rows)}{link}</details>"
+    return f"<details><summary>{esc(summary)}</summary>{data_table(headers, rows)}{link}</details>"
 
 
 def definition(pairs: Mapping[str, Any]) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 from ckd.distill.curriculum import FULL
 from ckd.pipelines.reproduce.result import Panel, Series
 from ckd.report.charts import Mark
-from ckd.report.figures import figure, gallery, line
+from ckd.report.figures import bare_figure, gallery, line
 from ckd.report.markup import behind
 from ckd.report.work import Run
 
@@ -24,15 +24,15 @@ SIDE_BY_SIDE = 6
 
 
 def figures_of(run: Run, name: str) -> str:
-    """Pictures of one run, and its whole log below them; nothing where it kept no log."""
+    """Pictures of one run, and below them its whole log, which is their data; nothing where it kept no log."""
     if not run.rows:
         return ""
     marks = _marks(run)
     panels = [*_losses(run), *_validation(run), *_dropped(run)]
-    drawn = gallery([figure(panel, f"{name}-{number}", marks) for number, panel in enumerate(panels, start=1)])
+    drawn = gallery([bare_figure(panel, marks) for panel in panels])
     headers = list(dict.fromkeys(key for row in run.rows for key in row))
-    log = behind(headers, [[row.get(key) for key in headers] for row in run.rows], f"{name}-log")
-    return drawn + log.replace("<summary>Data</summary>", "<summary>The whole log</summary>", 1)
+    rows = [[row.get(key) for key in headers] for row in run.rows]
+    return drawn + behind(headers, rows, f"{name}-log", "Data: the whole log")
 
 
 def _marks(run: Run) -> list[Mark]:

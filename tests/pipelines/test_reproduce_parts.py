@@ -176,6 +176,7 @@ def test_methods_are_chosen_by_name_in_any_case() -> None:
     assert [m.name for m in choose(methods, ["sasrec", "hetcomp"])] == ["SASRec", "HetComp"]
     assert [m.name for m in choose(methods, ["HetComp"], keep=("SASRec",))] == ["SASRec", "HetComp"]
     assert choose(methods, None) == methods
+    assert [m.name for m in choose(ablations(THREE), ["w/o mt2"])] == ["w/o MT2 (Recformer alone)"]
     with pytest.raises(ConfigError, match=r"no method 'SASRek' here\. Did you mean 'SASRec'"):
         choose(methods, ["SASRek"])
 

@@ -8,6 +8,7 @@ import io
 import json
 import re
 from dataclasses import replace
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -136,6 +137,17 @@ def test_it_shows_every_part(page: tuple[str, Read], finished_report: Any) -> No
     assert "no search" in shown
 
 
+def table_behind(markup: str) -> list[list[str]]:
+    """The rows of the CSV below a picture, the names first; they are those of the table beside it."""
+    found = re.search(r'href="data:text/csv;charset=utf-8;base64,([^"]+)" download="([^"]+)\.csv"', markup)
+    assert found is not None
+    rows = list(csv.reader(io.StringIO(base64.b64decode(found[1]).decode())))
+    assert len({len(row) for row in rows}) == 1
+    assert len(rows) - 1 == markup[markup.index("<tbody>") :].count("<tr>")
+    assert rows[0] == [unescape(name) for name in re.findall(r'<th scope="col">([^<]*)</th>', markup)]
+    return rows
+
+
 def test_every_figure_is_an_image_with_a_name_and_its_data(page: tuple[str, Read]) -> None:
     text, _ = page
     figures = re.findall(r"<figure>.*?</figure>", text, re.DOTALL)
@@ -143,13 +155,20 @@ def test_every_figure_is_an_image_with_a_name_and_its_data(page: tuple[str, Read
     for figure in figures:
         assert len(re.findall(r'<svg viewBox="0 0 420 [^>]*role="img" aria-label="[^"]+"><title>', figure)) == 1
         assert not re.search(r"\b(nan|inf)\b", figure.split("<details>")[0])
-        found = re.search(r'href="data:text/csv;charset=utf-8;base64,([^"]+)" download="([^"]+)\.csv"', figure)
-        assert found is not None
-        rows = list(csv.reader(io.StringIO(base64.b64decode(found[1]).decode())))
-        assert len({len(row) for row in rows}) == 1
-        body = figure[figure.index("<tbody>") :]
-        assert len(rows) - 1 == body.count("<tr>")
-        assert rows[0] == [re.sub("&quot;", '"', h) for h in re.findall(r'<th scope="col">([^<]*)</th>', figure)]
+    bare = [figure for figure in figures if "<details>" not in figure]
+    for figure in set(figures) - set(bare):
+        assert len(table_behind(figure)[0]) > 1
+    # The pictures of a run share its log, which follows them.
+    pictures = r"((?:<figure>(?:(?!</?details>).)*?</figure>)+)</div>"
+    shared = re.findall(pictures + "<details>(.*?)</details>", text, re.DOTALL)
+    assert sum(drawn.count("<figure>") for drawn, _ in shared) == len(bare)
+    for drawn, log in shared:
+        assert log.startswith("<summary>Data: the whole log</summary>")
+        header, *rows = table_behind(log)
+        loss = re.search(r"Loss while training.*?</figure>", drawn, re.DOTALL)
+        assert loss is not None
+        points = loss[0].split("</ul>")[-1].count('<circle class="dot"')
+        assert points == sum(bool(row[header.index("loss")]) for row in rows)
 
 
 def test_the_data_behind_a_panel_is_what_was_measured(page: tuple[str, Read]) -> None:

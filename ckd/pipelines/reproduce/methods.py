@@ -108,12 +108,14 @@ def universal(teachers: Sequence[str]) -> list[Method]:
 def choose(methods: Sequence[Method], names: Sequence[str] | None, keep: Sequence[str] = ()) -> list[Method]:
     """The methods of these names, in any case, and those of `keep`; all without names.
 
+    What stands in parentheses may be left out: `w/o MT1` is `w/o MT1 (UniSRec alone)`.
+
     Raises:
         ConfigError: there is none of that name.
     """
     if names is None:
         return list(methods)
-    known = {method.name.casefold(): method.name for method in methods}
+    known = {name.casefold(): method.name for method in methods for name in (method.name, method.name.split(" (")[0])}
     wanted = set(keep)
     for name in names:
         if name.casefold() not in known:
