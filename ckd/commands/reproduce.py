@@ -6,6 +6,8 @@ All but `table2` take the same options, and some one more, so that their signatu
 from __future__ import annotations
 
 import inspect
+import os
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -127,6 +129,13 @@ def _command(name: str, text: str, options: dict[str, tuple[Any, Any]]) -> Calla
     return command
 
 
+def _command_line(work: Path) -> str:
+    """What was typed, for a shell; with the work folder where the environment names it."""
+    typed = ["ckd", *sys.argv[1:]]
+    named = any(each.split("=")[0] == "--work" for each in typed)
+    return shlex.join(typed if named or "CKD_WORK" not in os.environ else [*typed, "--work", str(work)])
+
+
 def _run(
     name: str,
     *,
@@ -163,7 +172,7 @@ def _run(
             say=views.say(json),
         )
         if not dry_run:
-            result = room.reproduce(name, study, options, " ".join(["ckd", *sys.argv[1:]]))
+            result = room.reproduce(name, study, options, _command_line(work))
     if dry_run:
         views_reproduce.dry_run(room.dry_run(name, study, options), json)
     else:

@@ -252,7 +252,9 @@ def _begin(job: _Job, restart: bool) -> list[Trial]:
     if restart:
         shutil.rmtree(job.folder, ignore_errors=True)
         for left in job.run_folder(0).parent.glob(f"tune-{job.name}-[0-9]*"):
-            shutil.rmtree(left)
+            # Not those of a search whose name begins with this one's.
+            if left.name.removeprefix(f"tune-{job.name}-").isdecimal():
+                shutil.rmtree(left)
     if not description.exists():
         _record(job, [])
         return []

@@ -25,6 +25,11 @@ def domain_folder(work: Path, domain: str) -> Path:
     return work / "domains" / domain
 
 
+def domains_in(data: Path) -> list[str]:
+    """Names of the domains in a folder of sources, sorted; hidden folders are none."""
+    return sorted(path.name for path in data.iterdir() if path.is_dir() and not path.name.startswith("."))
+
+
 def teachers_folder(work: Path, domain: str) -> Path:
     return work / "teachers" / domain
 

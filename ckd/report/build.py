@@ -64,19 +64,14 @@ def make_report(work: Path, out: Path | None = None, tables: Path | None = None)
 
 
 def write_tables(found: Work, folder: Path) -> list[Path]:
-    """`<name>.md` and `<name>.tex` of every experiment's tables, and of the domains, runs and searches.
-
-    An experiment that was run on several groups of domains has their names in its files' as well.
-    """
+    """`<name>-<domains>.md` and `.tex` of every experiment's tables, and files of the domains, runs and searches."""
     groups: dict[str, list[Table]] = {
         "domains": [domains_table(found.domains)] if found.domains else [],
         "runs": [runs_table(found.runs, found.searches)] if found.runs else [],
         "searches": [searches_table(found.searches)] if found.searches else [],
     }
-    names = [experiment.name for experiment in found.experiments]
     for e in found.experiments:
-        name = e.name if names.count(e.name) == 1 else experiment_path(folder, e.name, e.domains).stem
-        groups[name] = list(e.tables)
+        groups[experiment_path(folder, e.name, e.domains).stem] = list(e.tables)
     written = []
     for name, tables in sorted(groups.items()):
         if not tables:

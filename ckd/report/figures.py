@@ -12,7 +12,7 @@ from ckd.report.markup import behind, element, esc
 
 def figure(panel: Panel, name: str, marks: Sequence[Mark] = (), note: str = "") -> str:
     """The figure with the data behind it as markup; `name` is that of its CSV file."""
-    return element("figure", _picture(panel, marks, note) + behind(*panel_data(panel), name))
+    return element("figure", _picture(panel, marks, note) + behind(*panel_data(panel), name, panel.title))
 
 
 def bare_figure(panel: Panel, marks: Sequence[Mark] = ()) -> str:

@@ -65,11 +65,11 @@ def download(headers: Sequence[str], rows: Sequence[Sequence[Any]], name: str) -
     return element("a", "Save as CSV", href=f"data:text/csv;charset=utf-8;base64,{encoded}", download=f"{name}.csv")
 
 
-def data_table(headers: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """A plain table of values, numbers to the right."""
+def data_table(headers: Sequence[str], rows: Sequence[Sequence[Any]], label: str) -> str:
+    """A plain table of values, numbers to the right; `label` is read out where it is entered."""
     head = "".join(element("th", esc(name), scope="col") for name in headers)
     body = "".join("<tr>" + "".join(_cell(cell) for cell in row) + "</tr>" for row in rows)
-    return scrolling(f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>")
+    return scrolling(f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>", label)
 
 
 def _cell(value: Any) -> str:
@@ -80,15 +80,15 @@ def _cell(value: Any) -> str:
     return f'<td class="n">{value:.6g}</td>' if isinstance(value, float) else f'<td class="n">{value}</td>'
 
 
-def scrolling(table: str, label: str = "Table") -> str:
+def scrolling(table: str, label: str) -> str:
     """The table in a box of its own that scrolls where the page is narrow, by keyboard too."""
     return element("div", table, class_="scroll", tabindex="0", role="region", aria_label=label)
 
 
-def behind(headers: Sequence[str], rows: Sequence[Sequence[Any]], name: str, summary: str = "Data") -> str:
-    """The data behind a figure, folded away."""
+def behind(headers: Sequence[str], rows: Sequence[Sequence[Any]], name: str, title: str, what: str = "Data") -> str:
+    """The data behind a figure of that title, folded away; `name` is that of its CSV file."""
     link = element("p", download(headers, rows, name))
-    return f"<details><summary>{esc(summary)}</summary>{data_table(headers, rows)}{link}</details>"
+    return f"<details><summary>{esc(what)}</summary>{data_table(headers, rows, f'{what}: {title}')}{link}</details>"
 
 
 def definition(pairs: Mapping[str, Any]) -> str:

@@ -4,9 +4,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-from ckd.pipelines.reproduce.result import Cell, Column, Experiment, Panel, Point, RunRecord, Series, Spread, Table
+from ckd.pipelines.reproduce.result import (
+    Cell,
+    Column,
+    Experiment,
+    Panel,
+    Point,
+    RunRecord,
+    Series,
+    Spread,
+    Table,
+    experiment_path,
+)
 from ckd.report.curriculum import data, pictures
 from ckd.report.figures import figure, gallery, line
 from ckd.report.markup import Anchors, behind, data_table, definition, element, esc, flatten
@@ -111,7 +123,8 @@ class Page:
         parts += [element("p", esc(note), class_="note") for note in e.notes]
         parts += [to_html(table) for table in e.tables]
         panels = [*e.panels, *self._curves(e)]
-        parts.append(gallery([figure(panel, f"{e.name}-{n}") for n, panel in enumerate(panels, start=1)]))
+        name = experiment_path(Path(), e.name, e.domains).stem
+        parts.append(gallery([figure(panel, f"{name}-{n}") for n, panel in enumerate(panels, start=1)]))
         parts += [self._differences(e), self._records(e), folded("Configuration", definition(e.config))]
         parts.append(folded("Versions and machine", definition(e.versions)))
         return title, self.anchor(e.name), "".join(parts)
@@ -212,7 +225,9 @@ class Page:
         panel = _trials_panel(search)
         drawn = gallery([figure(panel, f"search-{search.name}")]) if panel else ""
         inner = (
-            drawn + data_table(headers, rows) + folded("What was searched, and from where", definition(search.identity))
+            drawn
+            + data_table(headers, rows, f"Trials of {search.name}")
+            + folded("What was searched, and from where", definition(search.identity))
         )
         best = values_text(search.best["values"]) if search.best else "no trial came to its end"
         summary = f"{esc(search.domain)} · {esc(search.name)} <small>{esc(budget(search))} · {esc(best)}</small>"
@@ -311,7 +326,8 @@ def _curriculum(plans: Sequence[PlanInfo]) -> str:
     headers, rows = data(plan)
     drawn = [
         element(
-            "figure", f"<figcaption>{esc(title)}</figcaption>{picture}" + behind(headers, rows, f"{plan.id}-{number}")
+            "figure",
+            f"<figcaption>{esc(title)}</figcaption>{picture}" + behind(headers, rows, f"{plan.id}-{number}", title),
         )
         for number, (title, picture) in enumerate(pictures(plan), start=1)
     ]

@@ -19,7 +19,7 @@ FOLDED = 22
 
 
 def to_html(table: Table, links: Sequence[str | None] = ()) -> str:
-    """The table in a box that scrolls; the first column names the rows, the paper's own columns say so.
+    """The table in a box that scrolls; the first column names the rows, the paper's own rows and columns say so.
 
     Args:
         links: where the name of each row leads.
@@ -40,7 +40,8 @@ def to_html(table: Table, links: Sequence[str | None] = ()) -> str:
                 cells.append(element("th", text, scope="row", class_=_wide(table.text(number, at))))
             else:
                 wide = None if numeric[at] else _wide(table.text(number, at))
-                kinds = " ".join(n for n, on in (("n", numeric[at]), ("w", wide), ("paper", column.paper)) if on)
+                paper = column.paper or number in table.paper_rows
+                kinds = " ".join(n for n, on in (("n", numeric[at]), ("w", wide), ("paper", paper)) if on)
                 cells.append(element("td", text, class_=kinds or None))
         rows.append(f"<tr>{''.join(cells)}</tr>")
     title = element("p", esc(table.title), class_="title")

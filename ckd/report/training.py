@@ -32,7 +32,7 @@ def figures_of(run: Run, name: str) -> str:
     drawn = gallery([bare_figure(panel, marks) for panel in panels])
     headers = list(dict.fromkeys(key for row in run.rows for key in row))
     rows = [[row.get(key) for key in headers] for row in run.rows]
-    return drawn + behind(headers, rows, f"{name}-log", "Data: the whole log")
+    return drawn + behind(headers, rows, f"{name}-log", run.name, "Data: the whole log")
 
 
 def _marks(run: Run) -> list[Mark]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -23,7 +24,7 @@ from ckd.pipelines.reproduce.study import Study, make_study
 
 METHODS = Options(methods=("UniSRec", "SASRec", "CKD-MDSR"))
 #: What is restricted does not take the place of the whole.
-RESULT = "table3-unisrec-sasrec-ckd-mdsr-example-studio.json"
+RESULT = "table3-ckd-mdsr-sasrec-unisrec-example-studio.json"
 
 
 @pytest.fixture
@@ -184,13 +185,60 @@ def test_an_interrupted_experiment_goes_on(
     assert [run.metrics for run in again.runs] == [run.metrics for run in whole.runs]
 
 
-def test_real_domains_come_from_a_folder(tmp_path: Path, encoded: list[tuple[str, str]], small: RunConfig) -> None:
+@pytest.fixture
+def scientific(tmp_path: Path) -> Path:
+    """A small source of a real domain's name, beside a file that is none."""
     source = tmp_path / "data" / "scientific"
     source.mkdir(parents=True)
     draws = np.random.default_rng(0)
     lines = [f"u{u} " + " ".join(f"i{i}" for i in draws.permutation(20)[: 5 + u % 4]) for u in range(30)]
     (source / "user_sequence.txt").write_text("\n".join(lines) + "\n")
     (source / "item_text.txt").write_text("".join(f"i{i} item of kind {i % 5}\n" for i in range(20)))
+    return tmp_path / "data"
+
+
+def test_a_domain_that_was_prepared_otherwise_is_refused(tmp_path: Path, scientific: Path, small: RunConfig) -> None:
+    def study(**section: Any) -> Study:
+        values = {**small.model_dump(by_alias=True, exclude_unset=True), "prepare": section}
+        return study_of(tmp_path / "work", RunConfig.model_validate(values), data=scientific)
+
+    reproduce("table2", study(min_length=2))
+    # Whoever says nothing takes what is there.
+    for same in (study(), study(min_length=2)):
+        assert reproduce("table2", same).tables[0].rows[0][1] == 30
+    for act in (dry_run, reproduce):
+        with pytest.raises(
+            DataError, match=r"domain\.json: prepared with prepare\.min_length=2, not 6\. Leave the key"
+        ):
+            act("table2", study(min_length=6))
+
+
+def test_vectors_that_were_brought_in_are_kept(
+    tmp_path: Path, scientific: Path, encoded: list[tuple[str, str]], small: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = study_of(tmp_path / "work", small, data=scientific)
+    reproduce("table3", study, Options(methods=("UniSRec",)))
+    path = tmp_path / "work" / "domains" / "scientific" / "features" / "text.json"
+    described = json.loads(path.read_text())
+    path.write_text(json.dumps({**described, "source": {"imported": "v.npy"}}))
+    monkeypatch.setattr(chain, "encode_items", lambda *_: pytest.fail("the user's vectors were made anew"))
+    reproduce("table3", study, Options(methods=("UniSRec",)))
+
+
+def test_teachers_of_other_features_are_other_runs(
+    tmp_path: Path, encoded: list[tuple[str, str]], small: RunConfig
+) -> None:
+    study = study_of(tmp_path / "work", small)
+    reproduce("table3", study, Options(methods=("UniSRec",)))
+    values = {**small.model_dump(by_alias=True, exclude_unset=True), "features": {"text": {"pooling": "cls"}}}
+    other = study_of(tmp_path / "work", RunConfig.model_validate(values))
+    tuned = [state for what, state in states(other).items() if what.startswith("fine-tune")]
+    assert tuned == ["to do"]
+
+
+def test_real_domains_come_from_a_folder(
+    tmp_path: Path, scientific: Path, encoded: list[tuple[str, str]], small: RunConfig
+) -> None:
     (tmp_path / "data" / "a-file.txt").write_text("no domain")
     study = study_of(tmp_path / "work", small, data=tmp_path / "data")
     found = reproduce("table3", study, Options(methods=("SASRec", "CKD-MDSR")))

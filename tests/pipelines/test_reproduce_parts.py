@@ -225,6 +225,9 @@ def test_a_name_tells_runs_apart_by_what_they_depend_on() -> None:
     assert {name(ours, values) for values in same} == {plain}
     other: list[dict[str, Any]] = [{"distill": {"lambda": 5}}, {"plan": {"alpha": 2}}, {"train": {"lr": 0.1}}]
     assert len({plain, *(name(ours, values) for values in other), name(ours, {}, teachers=["t"])}) == 5
+    # A baseline's loop reads nothing of `train`.
+    hetcomp = next(method for method in table3_methods(THREE) if method.name == "HetComp")
+    assert name(hetcomp, {"train": {"lr": 0.1}}) == name(hetcomp, {}) != name(hetcomp, {"baseline": {"epochs": 3}})
     # A base model knows no distillation.
     assert name(BASE_METHOD, {"distill": {"lambda": 5}}) == name(BASE_METHOD, {})
 
@@ -243,7 +246,32 @@ def test_a_name_tells_runs_apart_by_what_they_depend_on() -> None:
 )
 def test_keys_that_no_model_has_are_refused(values: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        check_keys(RunConfig.model_validate(values))
+        check_keys(RunConfig.model_validate(values), THREE)
+
+
+def test_a_variant_goes_by_the_name_that_the_study_prints() -> None:
+    def check(name: str, *teachers: str) -> None:
+        check_keys(RunConfig.model_validate({"methods": {name: {"distill.lambda": 3}}}), teachers)
+
+    check("w/o MT1 (Recformer alone)", "recformer", "unisrec")
+    for name in ("w/o WA", "w/o CSS", "CKD-MDSR FM", "RecGURU", "UniM²Rec", "unim2rec"):
+        check(name, "recformer", "unisrec")
+    for name in ("w/o MT1 (UniSRec alone)", "w/o MT3 (UniM²Rec alone)"):
+        with pytest.raises(ConfigError, match=r"no method 'w/o MT. .*Did you mean 'w/o MT"):
+            check(name, "recformer", "unisrec")
+
+
+def test_what_is_said_of_the_distilled_student_goes_for_its_variants(tmp_path: Path) -> None:
+    said = {"CKD-MDSR": {"distill.lambda": 3}, "w/o CSS": {"distill.lambda": 4}}
+    config = RunConfig.model_validate({"methods": said})
+    study = make_study(tmp_path, None, None, 1, config)
+    lambdas = {m.name: resolve(m, config, False, 7).config.distill.weight for m in ablations(THREE)}
+    assert lambdas.pop("w/o CSS") == 4
+    assert set(lambdas.values()) == {3}
+    (sweep,) = choose_sweeps(FIGURE_5, ["temperature"])
+    assert {resolve(m, config, False, 7).config.distill.weight for m in sweep.methods(study)} == {3}
+    others = [BASE_METHOD, *universal(THREE), *table3_methods(THREE)[:3]]
+    assert {resolve(m, config, False, 7).config.distill.weight for m in others} == {10}
 
 
 def test_a_value_that_does_not_fit_names_the_method() -> None:
@@ -300,6 +328,9 @@ def test_what_cannot_be_run_is_left_out_and_said(tmp_path: Path) -> None:
     alone = make_study(tmp_path, data, None, 2, RunConfig(seed=5))
     assert (alone.domains, alone.seeds, alone.teachers) == (("shop",), (5, 6), ("unisrec", "recformer"))
     assert [note.split(" is left out")[0] for note in alone.notes] == ["RecGURU", "UniM²Rec"]
+    # A hidden folder is no domain.
+    (data / ".git").mkdir()
+    assert make_study(tmp_path, data, None, 1, RunConfig()).notes == alone.notes
     (data / "other").mkdir()
     (tmp_path / "domains" / "shop" / "features").mkdir(parents=True)
     (tmp_path / "domains" / "shop" / "features" / "image.json").touch()
@@ -331,6 +362,8 @@ def test_estimates_say_where_they_come_from(tmp_path: Path) -> None:
         }
         (folder / f"{key}.json").write_text(json.dumps(cost))
     (folder / "half.json").write_text("{")
+    distilled = {"action": "train", "model": "sasrec-ckd", "domain": "d", "finished": True}
+    (folder / "k.json").write_text(json.dumps({"key": "k", "seconds": 70.0, **distilled}))
     sizes = {"d": 1_000, "e": 1_000, "f": 3_000}
     estimates = Estimates(costs, sizes.get)
     steps = [
@@ -340,6 +373,8 @@ def test_estimates_say_where_they_come_from(tmp_path: Path) -> None:
         a_step("far", domain="f"),
         a_step("other", model="fm", domain="f"),
         a_step("nowhere", model="fm", domain="g"),
+        a_step("distilled", model="sasrec-ckd"),
+        a_step("another", model="fm-ckd", domain="f"),
     ]
     found = {step.what.removeprefix("train "): step for step in estimates.of(steps)}
     assert (found["new"].seconds, found["new"].source) == (15.0, "measured")
@@ -349,6 +384,8 @@ def test_estimates_say_where_they_come_from(tmp_path: Path) -> None:
     assert found["other"].source == "assumed"
     assert found["other"].seconds is not None
     assert (found["nowhere"].seconds, found["nowhere"].source) == (None, "unknown")
+    assert (found["distilled"].seconds, found["distilled"].source) == (70.0, "measured")
+    assert (found["another"].seconds, found["another"].source) == (found["other"].seconds, "assumed")
 
 
 def test_time_of_several_sessions_adds_up(tmp_path: Path) -> None:

@@ -84,13 +84,19 @@ def test_html_marks_the_papers_figures_and_what_is_a_number() -> None:
     assert '<th scope="row"><a href="#a">a&lt;b</a></th>' in found
     assert '<td class="n paper">0.1000</td><td class="n">+12.3%*</td><td>none</td>' in found
     assert "the paper's</span>" in found
+    rows = (("SASRec", 0.1, "+1%", "x"), ("  the paper's SASRec", 0.2, "+1%", "x"))
+    found = to_html(Table("t", (*columns[:1], Column("R@5", "metric"), *columns[2:]), rows, paper_rows=(1,)))
+    assert '<td class="n">0.1000</td>' in found
+    assert '<td class="n paper">0.2000</td>' in found
     assert 'tabindex="0"' in found
 
 
 def test_a_folder_of_tables(finished_report: Any, tmp_path: Path) -> None:
     found = make_report(finished_report.work, tmp_path / "r.html", tmp_path / "tables")
     assert [path.name for path in found.tables] == [
-        f"{name}.{ending}" for name in ("domains", "runs", "searches", "table3") for ending in ("md", "tex")
+        f"{name}.{ending}"
+        for name in ("domains", "runs", "searches", f"table3-{finished_report.domain}")
+        for ending in ("md", "tex")
     ]
     for path in found.tables:
         text = path.read_text()
@@ -100,4 +106,4 @@ def test_a_folder_of_tables(finished_report: Any, tmp_path: Path) -> None:
             columns = re.search(r"\\begin\{tabular\}\{([lr]+)\}", text)
             assert columns is not None
             assert {len(re.split(r"(?<!\\)&", row)) for row in body} == {len(columns[1])}
-    assert "| SASRec | 0.1500 ±0.0707 |" in (tmp_path / "tables" / "table3.md").read_text()
+    assert "| SASRec | 0.1500 ±0.0707 |" in found.tables[-2].read_text()

@@ -220,7 +220,13 @@ def test_refusals(studio: Any) -> None:
     searches(studio, name="mine", trials=1)
     with pytest.raises(DataError, match=r"search\.json: belongs to a run with sampler = .*Give another --name"):
         searches(studio, name="mine", trials=1, sampler="grid", vary=("train.lr=[0.1]",))
+    students = studio.work / "students" / studio.domain.name
+    for left in ("tune-mine-007", "tune-mine-2024-003"):
+        (students / left).mkdir()
     (anew,) = searches(studio, name="mine", trials=1, sampler="grid", vary=("train.lr=[0.1]",), restart=True)
+    # The other is a trial of a search called mine-2024.
+    assert [path.name for path in students.glob("tune-*")] == ["tune-mine-2024-003"]
+    (students / "tune-mine-2024-003").rmdir()
     assert anew.trials[0].values == {"train.lr": 0.1}
     for wanted, message in (
         ({"sampler": "best"}, "unknown sampler 'best'"),

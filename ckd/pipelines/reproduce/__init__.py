@@ -48,7 +48,7 @@ def dry_run(name: str, study: Study, options: Options = Options()) -> DryRun:  #
         ConfigError: no such method or setting.
     """
     methods = EXPERIMENTS[name].methods(study, options)
-    return DryRun(name, tuple(study.dry_run(methods)), study.notes)
+    return DryRun(name, tuple(study.dry_run(methods)), study.notes if methods else ())
 
 
 def reproduce(name: str, study: Study, options: Options = Options(), command: str = "") -> Experiment:  # noqa: B008
@@ -69,7 +69,7 @@ def reproduce(name: str, study: Study, options: Options = Options(), command: st
     shown = spec.show(study, ran, options)
     experiment = Experiment(
         # What is restricted does not take the place of the whole.
-        name="-".join([name, *map(_slug, options.methods or options.what or ())]),
+        name="-".join([name, *sorted({_slug(each) for each in options.methods or options.what or ()})]),
         title=spec.title,
         element=spec.element,
         domains=study.domains,
@@ -81,7 +81,7 @@ def reproduce(name: str, study: Study, options: Options = Options(), command: st
         differences=tuple(shown.differences),
         tables=tuple(shown.tables),
         panels=tuple(shown.panels),
-        notes=(*study.notes, *shown.notes),
+        notes=(*(study.notes if ran else ()), *shown.notes),
         versions=versions(),
         seconds=seconds_of(ran),
     )
@@ -90,5 +90,5 @@ def reproduce(name: str, study: Study, options: Options = Options(), command: st
 
 
 def _slug(name: str) -> str:
-    """A printed name as part of a file's name."""
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+    """A printed name, less what stands in parentheses, as part of a file's name."""
+    return re.sub(r"[^a-z0-9]+", "-", name.split(" (")[0].lower()).strip("-")

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ckd.config import RunConfig, TrainConfig, parse
 from ckd.data.example import SOURCES
-from ckd.data.features import IMAGE
 from ckd.distill import live
 from ckd.distill.difficulty import needs_teachers
-from ckd.distill.plan import Plan
+from ckd.errors import DataError
 from ckd.pipelines.encode_items import EncodeConfig, encode_items
 from ckd.pipelines.example import prepare_example
 from ckd.pipelines.finetune_teacher import RESULT, finetune_teacher
@@ -29,12 +28,12 @@ from ckd.pipelines.reproduce.settings import (
     resolve,
     short_hash,
 )
-from ckd.pipelines.reproduce.steps import State, Step, Trained, exists, finished_in, summary
+from ckd.pipelines.reproduce.steps import DISTILLED, State, Step, Trained, exists, finished_in, summary
 from ckd.pipelines.teacher_difficulty import teacher_difficulty
 from ckd.pipelines.teacher_score import teacher_score
 from ckd.pipelines.train_baseline import train_baseline
 from ckd.pipelines.train_student import train_student
-from ckd.pipelines.workspace import domain_folder, plans_folder, pretrained_folder, scores_folder
+from ckd.pipelines.workspace import domain_folder, domains_in, plans_folder, pretrained_folder, read_json, scores_folder
 from ckd.store.manifest import MANIFEST
 from ckd.teachers import TEACHERS
 
@@ -62,6 +61,7 @@ class Chain:
         """The domain itself, or a source domain of that name."""
         name = name or self.name
         folder = domain_folder(self.work, name)
+        self._require_prepared_so(name)
 
         def run() -> None:
             if self.study.data is None:
@@ -71,6 +71,19 @@ class Chain:
                 prepare(self.work, self.study.data / name, name=name, config=config, progress=self.study.progress)
 
         self._add(f"domains/{name}", f"prepare {name}", "prepare", "", name, exists(folder / "domain.json"), run)
+
+    def _require_prepared_so(self, name: str) -> None:
+        """Refuse a domain that lies there prepared otherwise than the configuration says."""
+        path = domain_folder(self.work, name) / "domain.json"
+        if self.study.data is None or not path.exists():
+            return
+        found = read_json(path, "Prepare it again.").get("notes", {}).get("config", {})
+        for key, value in self.study.config.prepare.model_dump(mode="json", exclude_unset=True).items():
+            if key in found and found[key] != value:
+                raise DataError(
+                    f"{path}: prepared with prepare.{key}={found[key]}, not {value}. Leave the key out, "
+                    "prepare the domain again with `ckd prepare`, or take another work folder."
+                )
 
     def train(self, method: Method, seed: int) -> Trained:
         """Everything that a method's run needs, and the run."""
@@ -87,7 +100,7 @@ class Chain:
         config_class = TEACHERS.get(method.model).Config
         self._features(self.name, parse(config_class, settings.config.teacher, method.name))
         start = self._pretrain(method) if self.study.sources else None
-        run = f"{method.model}-seed{seed}-{settings.fingerprint(method, {'start': start})}"
+        run = f"{method.model}-seed{seed}-{settings.fingerprint(method, {'start': start, **self._encoded_with()})}"
         folder = Path("teachers") / self.name / run
         config = settings.config
         if start is not None:
@@ -139,7 +152,8 @@ class Chain:
             self._features(source, parse(pretraining_class(method.model), own, method.name))
         train = {"device": settings.config.train.device, **settings.pretrain}
         config = settings.config.model_copy(update={"teacher": own, "train": parse(TrainConfig, train, "pretrain")})
-        run = f"{method.model}-seed{seed}-{short_hash([study.sources, own, settings.pretrain])}"
+        parts = [study.sources, own, settings.pretrain, *self._encoded_with().values()]
+        run = f"{method.model}-seed{seed}-{short_hash(parts)}"
         self._add(
             f"pretrained/{run}",
             f"pre-train {method.name} on {', '.join(study.sources)}",
@@ -164,16 +178,22 @@ class Chain:
             run = partial(self._encode, name, feature, keys)
             self._add(key, f"encode {feature} of {name}", "encode", feature, name, state, run)
 
+    def _encoded_with(self) -> dict[str, Any]:
+        """What of the user's `features` section names teachers' runs; nothing, where items are encoded by default."""
+        features = self.study.config.features
+        return {"features": features} if features else {}
+
     def _encode(self, name: str, feature: str, keys: dict[str, Any]) -> None:
-        # Pictures' vectors may have been imported: then there are no pictures here.
-        if feature == IMAGE and (domain_folder(self.work, name) / "features" / f"{IMAGE}.json").exists():
+        # Vectors that were brought in are the user's: nothing here could make them again.
+        path = domain_folder(self.work, name) / "features" / f"{feature}.json"
+        if path.exists() and "imported" in read_json(path, "Bring its vectors in again.").get("source", {}):
             return
         encode_items(self.work, name, parse(EncodeConfig, keys, "features"), self.study.progress)
 
     # --- plan and scores ---------------------------------------------------------------------------------------------
 
-    def _plan(self, config: RunConfig, teachers: Sequence[str]) -> Callable[[], Plan]:
-        """Plan the batches; returns what gives the plan once the step is taken."""
+    def _plan(self, config: RunConfig, teachers: Sequence[str]) -> Callable[[], str]:
+        """Plan the batches; returns what gives the plan's id once the step is taken."""
         by_teachers = needs_teachers(config.plan.difficulty)
         reference = config.model_copy(
             update={"plan": config.plan.model_copy(update={"difficulty": "none", "buckets": 1})}
@@ -181,13 +201,14 @@ class Chain:
         if by_teachers:
             self._score(reference, teachers)
 
-        def make() -> Plan:
+        @cache
+        def make() -> str:
             scores = None
             if by_teachers:
                 known = make_plan(self.work, self.name, reference).plan.id
                 where = self._scores(reference)
                 scores = teacher_difficulty(self.work, self.name, teachers, known, where, self.study.progress)
-            return make_plan(self.work, self.name, config, self.study.progress, scores).plan
+            return make_plan(self.work, self.name, config, self.study.progress, scores).plan.id
 
         key = short_hash([config.plan.model_dump(mode="json"), config.seed, *(teachers if by_teachers else ())])
         what = f"plan batches of {self.name}, seed {config.seed} ({summary(config.plan)})"
@@ -217,8 +238,8 @@ class Chain:
         codec = config.score.codec
         return None if codec == self.study.config.score.codec else str(self.work / f"scores-{codec}")
 
-    def _score(self, config: RunConfig, teachers: Sequence[str]) -> Callable[[], Plan]:
-        """Plan, and score with every teacher; returns what gives the plan."""
+    def _score(self, config: RunConfig, teachers: Sequence[str]) -> Callable[[], str]:
+        """Plan, and score with every teacher; returns what gives the plan's id."""
         plan, where = self._plan(config, teachers), self._scores(config)
         for run in teachers:
 
@@ -230,7 +251,7 @@ class Chain:
                 return "begun" if any(store.exists() for store in stores) else "to do"
 
             def score(run: str = run) -> None:
-                teacher_score(self.work, self.name, run, config, plan().id, where, progress=self.study.progress)
+                teacher_score(self.work, self.name, run, config, plan(), where, progress=self.study.progress)
 
             described = [config.plan.model_dump(mode="json"), config.seed, config.score.codec, run]
             key = f"scores/{self.name}/{short_hash(described)}"
@@ -246,7 +267,7 @@ class Chain:
         runs = self._teachers(method, seed)
         plan = self._score(config, runs) if runs else self._plan(config, ())
         where = self._scores(config) if runs else None
-        prefix = f"{method.model}-ckd" if runs else method.model
+        prefix = f"{method.model}{DISTILLED}" if runs else method.model
         run = f"{prefix}-seed{seed}-{settings.fingerprint(method, {'teachers': runs})}"
 
         def train() -> None:
@@ -256,13 +277,15 @@ class Chain:
                 method.model,
                 config,
                 teachers=runs,
-                plan_id=plan().id,
+                plan_id=plan(),
                 run=run,
                 scores=where,
                 on_step=self._on_step,
             )
 
-        return self._trained(method, seed, run, runs, train)
+        # Over all items a step takes several times as long.
+        cost = f"{prefix}-all" if runs and config.distill.scope == "all" else prefix
+        return self._trained(method, seed, run, runs, cost, train)
 
     def _baseline(self, method: Method, seed: int) -> Trained:
         settings = resolve(method, self.study.config, self.study.example, seed)
@@ -286,22 +309,22 @@ class Chain:
                 progress=self.study.progress,
             )
 
-        return self._trained(method, seed, run, runs, train)
+        return self._trained(method, seed, run, runs, method.model, train)
 
     def source(self) -> str | None:
         """The second domain that RecGURU shares its encoder with: the first other one."""
         if self.study.data is None:
             return SOURCES[0]
-        others = [*self.study.sources, *sorted(path.name for path in self.study.data.iterdir() if path.is_dir())]
+        others = [*self.study.sources, *domains_in(self.study.data)]
         return next((name for name in others if name != self.name), None)
 
     def _trained(
-        self, method: Method, seed: int, run: str, teachers: tuple[str, ...], train: Callable[[], object]
+        self, method: Method, seed: int, run: str, teachers: tuple[str, ...], cost: str, train: Callable[[], object]
     ) -> Trained:
         folder = Path("students") / self.name / run
         what = f"train {method.name} on {self.name}, seed {seed}"
         state = finished_in(self.work / folder, "last.json", "finished")
-        self._add(str(folder), what, "train", method.model, self.name, state, train)
+        self._add(str(folder), what, "train", cost, self.name, state, train)
         return Trained(self.name, method, seed, run, str(folder), teachers)
 
     def _on_step(self, epoch: int, step: int, steps: int, row: dict[str, Any]) -> None:

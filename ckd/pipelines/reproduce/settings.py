@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -21,7 +21,7 @@ from ckd.pipelines.reproduce.example_sizes import (
     EXAMPLE_TEACHERS,
     EXAMPLE_TRAIN,
 )
-from ckd.pipelines.reproduce.methods import Method, ablations, table3_methods, universal
+from ckd.pipelines.reproduce.methods import DISTILLED, Method, ablations, table3_methods, universal
 from ckd.pipelines.workspace import domain_folder
 from ckd.students import STUDENTS
 from ckd.teachers import TEACHERS
@@ -62,6 +62,8 @@ class Settings:
             if method.teachers:
                 used |= {"distill": _said(config.distill), "score": _said(config.score)}
         else:
+            # Baselines have loops of their own, which read nothing of `train` but the device.
+            del used["train"]
             used |= {"student": config.student, "baseline": config.baseline, "trains": method.student}
         return short_hash(used)
 
@@ -121,8 +123,8 @@ def resolve(method: Method, config: RunConfig, example: bool, seed: int) -> Sett
     """The settings of one method: each layer wins over the ones before it.
 
     Defaults; the example's sizes; the user's sections, of which `student`, `teacher` and `baseline` reach every model
-    that has such a key; `base`, for the base model; the user's `methods`, by model and by printed name; the method's
-    own overrides.
+    that has such a key; `base`, for the base model; the user's `methods`, by model and by printed name, where what is
+    said of CKD-MDSR goes for its variants too; the method's own overrides.
 
     Raises:
         ConfigError: a key of `methods` is no section.key, or a value does not fit.
@@ -137,7 +139,8 @@ def resolve(method: Method, config: RunConfig, example: bool, seed: int) -> Sett
     _lay(values, {**said, "seed": seed})
     if method.kind == "student" and method.model == "sasrec" and not method.teachers:
         _lay(values, {"student": base})
-    for name in (method.model, method.name):
+    variant = method.kind == "student" and method.model == "sasrec" and method.teachers
+    for name in dict.fromkeys((method.model, *([DISTILLED] if variant else []), method.name)):
         _lay(values, _nested(own.get(name, {}), f"methods.{name}"))
     _lay(values, _nested(method.overrides))
     pretrain = values.pop(PRETRAIN, {})
@@ -150,8 +153,11 @@ def known_keys(method: Method, section: str, values: Mapping[str, Any]) -> dict[
     return {} if model is None else {key: value for key, value in values.items() if key in model.model_fields}
 
 
-def check_keys(config: RunConfig) -> None:
+def check_keys(config: RunConfig, teachers: Sequence[str]) -> None:
     """Refuse keys that no model could take: as each model takes what it has, a typo would else go unnoticed.
+
+    Args:
+        teachers: of the study, in their order, which variants with one of them alone are numbered by.
 
     Raises:
         ConfigError: a key of `student`, `base`, `teacher` or `baseline` that no model has, or a name in `methods` that
@@ -169,8 +175,9 @@ def check_keys(config: RunConfig) -> None:
             if key not in fields:
                 raise ConfigError(f"{section}: no model has a key {key!r}.{did_you_mean(key, fields)}")
     every = TEACHERS.names()
-    printed = [method.name for method in (*table3_methods(every), *ablations(every), *universal(every))]
-    known = [*TEACHERS.names(), *STUDENTS.names(), *BASELINES, *printed]
+    shared = [method for method in ablations(every) if len(method.teachers) == len(every)]
+    methods = (*table3_methods(every), *universal(every), *shared, *ablations(teachers))
+    known = {*every, *STUDENTS.names(), *BASELINES, *(method.name for method in methods)}
     for name, overrides in config.methods.items():
         if name not in known:
             raise ConfigError(f"methods: no method {name!r}.{did_you_mean(name, known)}")

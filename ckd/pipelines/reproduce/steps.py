@@ -33,6 +33,9 @@ ASSUMED = {
     "hetcomp": (6_000, 200),
     "recguru": (700, 100),
 }
+#: Ends the name that a distilled student's runs and costs go by.
+DISTILLED = "-ckd"
+
 #: Of a model that is not listed.
 ASSUMED_OTHERWISE = (3_000, 30)
 
@@ -48,7 +51,8 @@ class Step:
         key: what it makes, relative to the work folder.
         what: for people, such as `train CKD-MDSR on scientific, seed 2024`.
         action: `prepare`, `encode`, `pretrain`, `fine-tune`, `plan`, `score` or `train`.
-        model: what is trained or scores; the feature that is encoded; empty where there is none.
+        model: what is trained or scores, a distilled student apart from its base model; the feature that is encoded;
+            empty where there is none.
         domain: where.
         state: whether it is done.
         run: do it; what is done already is found and kept.
@@ -101,7 +105,7 @@ class PlannedStep:
 
 @dataclass(frozen=True)
 class Cost:
-    """Time spent on a step, over all its sessions."""
+    """Time spent on a step, over all its sessions but those that were killed."""
 
     key: str
     action: str
@@ -192,7 +196,7 @@ class Estimates:
         if rates:
             return n * sum(rates) / len(rates), "scaled"
         if step.action in ("train", "fine-tune", "pretrain"):
-            rate, epochs = ASSUMED.get(step.model, ASSUMED_OTHERWISE)
+            rate, epochs = ASSUMED.get(step.model.split(DISTILLED)[0], ASSUMED_OTHERWISE)
             return n * epochs / rate, "assumed"
         return n / ASSUMED_RATE, "assumed"
 

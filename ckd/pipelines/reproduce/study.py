@@ -22,7 +22,7 @@ from ckd.pipelines.reproduce.methods import Method
 from ckd.pipelines.reproduce.result import RunRecord
 from ckd.pipelines.reproduce.settings import check_keys, has_pictures
 from ckd.pipelines.reproduce.steps import Costs, Estimates, PlannedStep, Step, Trained
-from ckd.pipelines.workspace import domain_folder, read_json
+from ckd.pipelines.workspace import domain_folder, domains_in, read_json
 from ckd.teachers import TEACHERS
 
 #: Training instances of the built-in example, for estimates before it is made.
@@ -183,7 +183,7 @@ def make_study(
     if data is None:
         known = [*SOURCES, TARGET]
     elif data.is_dir():
-        known = sorted(path.name for path in data.iterdir() if path.is_dir())
+        known = domains_in(data)
     else:
         raise DataError(f"{data}: no such folder. Give the folder that holds one folder per domain.")
     for name in (*(domains or ()), *sources):
@@ -198,7 +198,6 @@ def make_study(
             raise ConfigError(f"domain {name!r}: a source of pre-training cannot be a target too. Take it out of one.")
     if teacher_seeds is not None and teacher_seeds > seeds:
         raise ConfigError(f"--teacher-seeds {teacher_seeds}: only {seeds} would be used. Give it at most --seeds.")
-    check_keys(config)
     every = tuple(config.seed + number for number in range(seeds))
     left_out: dict[str, str] = {}
     if data is not None and len(known) == 1:
@@ -210,6 +209,7 @@ def make_study(
             "vectors with `ckd encode-items --modality image`, or name the teachers."
         )
     used = tuple(teachers or (name for name in DEFAULT_TEACHERS if name not in left_out))
+    check_keys(config, used)
     notes = list(left_out.values())
     unseen = [name for name in sources if not has_pictures(work, name, config)] if data is not None else []
     if unseen and "unim2rec" in used:
