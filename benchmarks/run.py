@@ -30,12 +30,11 @@ BATCHES = 48
 
 
 def real_scores(data: Path) -> Path:
-    """(BATCHES, T, T) log-scores of a briefly fine-tuned UniSRec, as .npy."""
-    path = CACHE / f"{DOMAIN}-scores.npy"
+    """(BATCHES, T, T) log-scores of a briefly fine-tuned UniSRec, as .npy; kept for the domain that they are of."""
+    domain = prepare(WORK, data / DOMAIN, name=DOMAIN).domain
+    path = CACHE / f"{DOMAIN}-{domain.fingerprint[:12]}-scores.npy"
     if path.exists():
         return path
-    if not domain_folder(WORK, DOMAIN).exists():
-        prepare(WORK, data / DOMAIN, name=DOMAIN)
     encode_items(WORK, DOMAIN, EncodeConfig())
     chosen = ["plan.difficulty=none", "plan.buckets=1", "plan.layout=instance", "train.epochs=5"]
     config = load_config(overrides=chosen)

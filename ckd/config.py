@@ -95,8 +95,6 @@ class DistillConfig(Section):
         "in-batch", description="items that are distilled over; all: the catalogue, from stores of codec vectors"
     )
 
-    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
-
 
 class TrainConfig(Section):
     """The training loop, for students and for teachers."""
