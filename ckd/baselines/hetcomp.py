@@ -44,7 +44,9 @@ from ckd.nn.uncompiled import Adam
 class HetCompConfig(ModelConfig):
     """How the student is trained; defaults are the published program's."""
 
-    length: int = Field(LENGTH, ge=LEAST, description="K, length of lists; of observed items a tenth")
+    length: int = Field(
+        LENGTH, ge=LEAST, le=LENGTH, description="K, how much of the kept lists is used; of observed items a tenth"
+    )
     checkpoints: int = Field(4, ge=1, description="V, checkpoints of each teacher's training")
     alpha: float = Field(1.05, gt=0, description="first threshold of an advance to the next checkpoint")
     period: int = Field(10, ge=1, description="p, epochs between updates of the target")

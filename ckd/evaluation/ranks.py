@@ -10,8 +10,7 @@ same to the bit.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +29,7 @@ from ckd.data.domain import SPLITS, Domain, Instances, Split
 from ckd.distill.parallel import ALONE, Parallel
 from ckd.errors import CkdError, DataError
 from ckd.nn.chunks import row_chunks
+from ckd.nn.evaluating import evaluating
 from ckd.nn.recommender import Recommender
 from ckd.teachers.protocol import Teacher
 
@@ -122,11 +122,11 @@ def rank_targets(
         raise DataError(f"{domain.name}: no {split} target with a history to rank.")
     if isinstance(recommender, nn.Module) and device is not None:
         recommender.to(device)
-    device = torch.device(device) if device is not None else _device_of(recommender)
+    device = torch.device(device) if device is not None else device_of(recommender)
     order = np.argsort(instances.lengths, kind="stable")
     build = Batches(domain, instances)
     found = torch.zeros(len(order), dtype=torch.int64, device=device)
-    with _evaluation_mode(recommender), torch.no_grad():
+    with evaluating(recommender):
         encode, score = scoring(recommender, domain, device)
         for start in range(parallel.rank * batch_size, len(order), parallel.size * batch_size):
             ids = order[start : start + batch_size]
@@ -309,27 +309,12 @@ def _of_rows(seen: tuple[Ints, Ints] | None, rows: Ints) -> tuple[Ints, Ints] | 
     return at[kept], seen[1][kept]
 
 
-def _device_of(recommender: Recommender | Teacher) -> torch.device:
+def device_of(recommender: Recommender | Teacher) -> torch.device:
+    """Where its weights or vectors lie; of what is no module, the CPU."""
     if isinstance(recommender, nn.Module):
         for tensor in (*recommender.parameters(), *recommender.buffers()):
             return tensor.device
     return torch.device("cpu")
-
-
-@contextmanager
-def _evaluation_mode(recommender: Recommender | Teacher) -> Iterator[None]:
-    """Evaluation mode, with every part's own mode restored afterwards (some keep frozen parts out of training)."""
-    if not isinstance(recommender, nn.Module):
-        yield
-        return
-    modes = [(part, part.training) for part in recommender.modules()]
-    recommender.eval()
-    try:
-        yield
-    finally:
-        recommender.train(modes[0][1])
-        for part, training in modes:
-            part.training = training
 
 
 def save_ranks(ranks: Ranks, path: Path) -> None:

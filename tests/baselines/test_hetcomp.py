@@ -21,13 +21,14 @@ from ckd.baselines.hetcomp_parts.knowledge import Curriculum, importance, list_n
 from ckd.baselines.hetcomp_parts.losses import clamp_scores, overall_loss, rank_loss
 from ckd.baselines.hetcomp_parts.rankings import (
     RankingLists,
-    _first,
+    first_columns,
     list_length,
     load_rankings,
     ranking_lists,
     save_rankings,
 )
 from ckd.baselines.mf import MF, MFConfig
+from ckd.config import parse
 from ckd.data.batch import Batches
 from ckd.data.domain import Domain
 from ckd.errors import ConfigError, DataError
@@ -212,6 +213,49 @@ def test_target_lists_follow_each_user_along_the_trajectory() -> None:
     assert found[1].tolist()[:9] == [21, 23, 24, 25, 26, 27, 28, 29, 30]
 
 
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 6), st.integers(1, 3), st.integers(0, 10**6))
+def test_target_lists_are_those_of_a_stable_sort_whatever_is_held_at_once(users: int, held: int, seed: int) -> None:
+    draw, n_items, k = np.random.default_rng(seed), 16, 10
+    trajectories = [
+        [np.stack([1 + draw.permutation(n_items)[:k] for _ in range(users)]).astype(np.int32) for _ in range(2)]
+        for _ in range(2)
+    ]
+    # Few distinct values, so that many sums are equal.
+    values = [[draw.integers(0, 2, (users, k)).astype(np.float32) for _ in range(2)] for _ in range(2)]
+    level, training = draw.integers(0, 2, (users, 2)), [draw.permutation(n_items)[:3] + 1 for _ in range(users)]
+    total = np.zeros((users, n_items + 1), dtype=np.float32)
+    for teacher, user in np.ndindex(2, users):
+        checkpoint = level[user, teacher]
+        total[user, trajectories[teacher][checkpoint][user]] += values[teacher][checkpoint][user]
+    for user in range(users):
+        total[user, [0, *training[user]]] = -1.0
+    expected = np.argsort(-total, axis=1, kind="stable")[:, :k]
+    weights = importance(trajectories[0], n_items)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ckd.baselines.hetcomp_parts.knowledge.SCORES", held * 2 * (n_items + 1))
+        assert np.array_equal(target_lists(trajectories, values, level, training, n_items), expected)
+        for one, other in zip(weights, importance(trajectories[0], n_items), strict=True):
+            assert np.array_equal(one, other)
+
+
+def test_users_held_at_once_are_bounded_by_the_catalogue(monkeypatch) -> None:
+    made: list[int] = []
+    full = np.full
+    monkeypatch.setattr(
+        np, "full", lambda shape, *rest, **more: made.append(np.prod(shape)) or full(shape, *rest, **more)
+    )
+    monkeypatch.setattr("ckd.baselines.hetcomp_parts.knowledge.SCORES", 2000, raising=False)
+    importance([lists_of(*range(1, 31))] * 2, n_items=100)
+    assert made
+    assert max(made) <= 2000
+
+
+def test_lists_longer_than_those_that_are_kept_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"length=101: input should be less than or equal to 100"):
+        parse(HetCompConfig, {"length": 101}, "baseline")
+
+
 def test_target_lists_hold_no_training_item_and_none_twice(domain, teachers) -> None:
     training = training_items(domain)
     values = [importance(lists, domain.n_items) for lists in teachers]
@@ -267,6 +311,52 @@ def test_ranking_lists_of_a_teacher_by_cosine(domain) -> None:
     assert (found == ranking_lists(normal, domain, 12)).mean() > 0.99
 
 
+class Fixed(Recommender):
+    """Has buffers, and no parameter."""
+
+    def __init__(self, domain: Domain) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.register_buffer("users", torch.randn(domain.n_users, 4, generator=generator))
+        self.register_buffer("items", torch.randn(domain.n_items + 1, 4, generator=generator))
+
+    def encode(self, batch: Any) -> torch.Tensor:
+        return self.users[batch.users]
+
+    def item_table(self) -> torch.Tensor:
+        return self.items
+
+
+def test_a_model_without_parameters_has_ranking_lists(domain) -> None:
+    model = Fixed(domain)
+    assert (ranking_lists(model, domain, 12) == brute_force(model, domain, 12)).mean() > 0.99
+
+
+def test_a_teacher_is_asked_on_its_own_device(domain, monkeypatch) -> None:
+    class Teacher(torch.nn.Module):
+        similarity, temperature = "dot", 1.0
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.ones(3, device="meta"))
+
+        def encode_instances(self, batch: Any) -> torch.Tensor:
+            seen.append(batch.users.device.type)
+            raise Stopped
+
+        def encode_items(self, items: torch.Tensor) -> torch.Tensor:
+            seen.append(items.device.type)
+            return self.weight.expand(len(items), 3)
+
+    class Stopped(Exception):
+        pass
+
+    seen: list[str] = []
+    with pytest.raises(Stopped):
+        ranking_lists(Teacher(), domain, 12)  # type: ignore[arg-type]
+    assert set(seen) == {"meta"}
+
+
 def test_training_items_are_distinct_and_the_latest_first(domain) -> None:
     for user, items in enumerate(training_items(domain)):
         rows = slice(domain.indptr[user], domain.indptr[user + 1])
@@ -308,7 +398,7 @@ def save(domain: Domain, folder: Path, epoch: int = 0) -> Path:
 def test_the_first_of_a_list_are_those_of_a_stable_sort(rows: int, items: int, levels: int, seed: int) -> None:
     scores = torch.from_numpy(np.random.default_rng(seed).integers(0, levels, (rows, items)).astype(np.float32))
     expected = scores.sort(dim=1, descending=True, stable=True).indices[:, :10]
-    assert torch.equal(_first(scores, 10), expected)
+    assert torch.equal(first_columns(scores, 10), expected)
 
 
 def test_few_users_at_a_time_are_listed_alike(domain, monkeypatch) -> None:

@@ -12,6 +12,8 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from ckd.baselines.hetcomp_parts.rankings import SCORES, first_columns
+
 Lists = npt.NDArray[np.int32]
 Floats = npt.NDArray[np.float64]
 
@@ -21,7 +23,7 @@ COMPARED = 50
 #: The threshold falls by this factor with every update.
 DECAY = 0.995
 
-#: Users that are compared, or whose target is made, at once.
+#: Users that are compared, or whose target is made, at once; fewer where the catalogue is large.
 BLOCK = 1024
 
 #: Places over which importance falls by a factor of e.
@@ -124,8 +126,9 @@ def importance(lists: Sequence[Lists], n_items: int) -> list[npt.NDArray[np.floa
     """
     n_users, k = lists[0].shape
     found = [np.zeros((n_users, k), dtype=np.float32) for _ in lists]
-    for start in range(0, n_users, BLOCK):
-        rows = slice(start, min(start + BLOCK, n_users))
+    block = _block(len(lists) * (n_items + 1))
+    for start in range(0, n_users, block):
+        rows = slice(start, min(start + block, n_users))
         count = rows.stop - start
         ranks = np.full((len(lists), count, n_items + 1), k, dtype=np.int32)
         for table, each in zip(ranks, lists, strict=True):
@@ -159,8 +162,9 @@ def target_lists(
     """
     n_users, k = trajectories[0][0].shape
     found = np.zeros((n_users, k), dtype=np.int32)
-    for start in range(0, n_users, BLOCK):
-        users = np.arange(start, min(start + BLOCK, n_users))
+    block = _block(n_items + 1)
+    for start in range(0, n_users, block):
+        users = np.arange(start, min(start + block, n_users))
         rows = np.arange(len(users))[:, None]
         total = np.zeros((len(users), n_items + 1), dtype=np.float32)
         for teacher, (lists, values) in enumerate(zip(trajectories, importances, strict=True)):
@@ -171,5 +175,10 @@ def target_lists(
         for row, user in enumerate(users):
             total[row, training[user]] = -1.0
         total[:, 0] = -1.0
-        found[users] = np.argsort(-total, axis=1, kind="stable")[:, :k]
+        found[users] = first_columns(torch.from_numpy(total), k).numpy()
     return found
+
+
+def _block(width: int) -> int:
+    """How many users' rows of so many numbers are held at once."""
+    return max(1, min(BLOCK, SCORES // width))

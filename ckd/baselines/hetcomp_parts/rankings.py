@@ -24,6 +24,7 @@ from ckd.data.atomic import replace_file
 from ckd.data.batch import Batch, Batches
 from ckd.data.domain import Domain
 from ckd.errors import DataError
+from ckd.evaluation.ranks import device_of, scoring
 from ckd.nn.evaluating import evaluating
 from ckd.nn.recommender import Recommender
 from ckd.teachers.protocol import Teacher
@@ -35,7 +36,7 @@ META = b"ckd.rankings"
 #: Length of the published lists, and the least that the rank loss can divide.
 LENGTH, LEAST = 100, 10
 
-#: Users ranked, and a teacher's items encoded, at once.
+#: Users ranked at once.
 BLOCK = 1024
 
 #: Scores held at a time, where the catalogue is so large that fewer users are.
@@ -91,7 +92,7 @@ def ranking_lists(model: Recommender | Teacher, domain: Domain, length: int = LE
         length: K, from 10.
 
     Raises:
-        DataError: a user has nearly every item, or a score is NaN.
+        DataError: a user has nearly every item, a score is NaN, or the model knows other histories alone.
     """
     k = list_length(domain, length)
     training = training_items(domain)
@@ -108,11 +109,11 @@ def ranking_lists(model: Recommender | Teacher, domain: Domain, length: int = LE
         scores[:, 0] = -torch.inf
         if bool(scores.isnan().any()):
             raise DataError(f"{type(model).__name__}: NaN among its scores on {domain.name}. It diverged; lower lr.")
-        found[users] = _first(scores, k).to(torch.int32).numpy()
+        found[users] = first_columns(scores, k).to(torch.int32).numpy()
     return found
 
 
-def _first(scores: torch.Tensor, k: int) -> torch.Tensor:
+def first_columns(scores: torch.Tensor, k: int) -> torch.Tensor:
     """(B, k) columns of the highest scores, equal ones by number: a stable sort's first, several times faster."""
     highest, columns = scores.topk(k, dim=1)
     columns = columns.sort(dim=1).values
@@ -125,25 +126,13 @@ def _first(scores: torch.Tensor, k: int) -> torch.Tensor:
 
 
 def _scores(model: Recommender | Teacher, domain: Domain, batches: Iterable[Batch]) -> Iterator[torch.Tensor]:
-    """(B, n_items + 1) scores on the CPU for each batch."""
-    if isinstance(model, Recommender):
-        with evaluating(model):
-            device = next(model.parameters()).device
-            items = torch.arange(domain.n_items + 1, device=device)
-            table = model.item_table() if model.factored else model.item_side(items)
-            for batch in batches:
-                encoded = model.encode(batch.to(device))
-                scores = encoded @ table.T if model.factored else model.score_side(encoded, table)
-                yield scores.float().cpu().clone()
-        return
-    with torch.no_grad():
-        ids = torch.split(torch.arange(1, domain.n_items + 1), BLOCK)
-        table = F.pad(torch.cat([model.encode_items(part).cpu().float() for part in ids]), (0, 0, 1, 0))
+    """(B, n_items + 1) scores on the CPU for each batch; those of padding, column 0, mean nothing."""
+    device = device_of(model)
+    with evaluating(model):
+        encode, score = scoring(model, domain, device)
         for batch in batches:
-            vectors = model.encode_instances(batch).cpu().float()
-            if model.similarity == "cosine":
-                vectors, table = F.normalize(vectors, dim=1), F.normalize(table, dim=1)
-            yield vectors @ table.T
+            scores = score(encode(batch.to(device)), 1, domain.n_items + 1)
+            yield F.pad(scores.float().cpu(), (1, 0))
 
 
 def save_rankings(lists: RankingLists, path: Path) -> None:
