@@ -70,6 +70,11 @@ def encode_items(
     from ckd.pipelines.encode_items import EncodeConfig, import_features
     from ckd.pipelines.encode_items import encode_items as run
 
+    if vectors is None:
+        importing = {"--ids": ids, "--dim": dim, "--vector-column": vector_column, "--id-column": id_column}
+        _refuse(importing, "is for importing vectors, with --vectors")
+    else:
+        _refuse({"--model": model, "--images": images}, "nothing is encoded where --vectors are ready-made")
     settings = settings_of(config, override)
     modality = modality or settings.features.get("modality", "text")
     with console.bars() as bars:
@@ -95,3 +100,10 @@ def encode_items(
             keys[modality] = {**keys.get(modality, {}), "model": model}
         encoded = run(work, domain, parse(EncodeConfig, keys, "features"), bars)
     views.record(f"Feature {encoded.feature} of {domain}", encoded, json)
+
+
+def _refuse(options: dict[str, Any], why: str) -> None:
+    """Refuse options that would have no effect."""
+    for option, value in options.items():
+        if value is not None:
+            raise typer.BadParameter(f"{option} {value}: {why}. Leave it out.")

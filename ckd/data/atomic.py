@@ -48,37 +48,52 @@ def discard_partials(folder: Path) -> None:
 def replace_folder(path: Path, keep: tuple[str, ...] = ()) -> Iterator[Path]:
     """Yield a temporary folder; on success it takes the place of `path`, on an error it is removed.
 
-    Entries of the old folder named in `keep` move into the new one unless it has its own; an error at any moment
-    leaves the old folder as it was.
+    Entries of the old folder named in `keep` are in the new one as well, unless it has its own; an error at any moment
+    leaves the old folder as it was. A kill leaves it whole, and in its place but for the moment between two renames.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     old = path.with_name(f".{path.name}.{os.getpid()}.old")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
-    moved: list[str] = []
     try:
         yield partial
         for entry in partial.rglob("*"):
             fsync_path(entry)
-        fsync_path(partial)
         for name in keep:
             if (path / name).exists() and not (partial / name).exists():
-                moved.append(name)
-                (path / name).rename(partial / name)
+                _take_over(path / name, partial / name)
+        fsync_path(partial)
         if path.exists():
             path.rename(old)
         partial.rename(path)
     except BaseException:
         if old.exists() and not path.exists():
             old.rename(path)
-        for name in moved:
-            if (partial / name).exists():
-                (partial / name).rename(path / name)
         shutil.rmtree(partial, ignore_errors=True)
         raise
     shutil.rmtree(old, ignore_errors=True)
     fsync_path(path.parent)
+
+
+def _take_over(source: Path, target: Path) -> None:
+    """The same file or folder in a second place; files are linked, where the file system can, and else copied."""
+    if source.is_symlink():
+        target.symlink_to(source.readlink())
+    elif source.is_dir():
+        shutil.copytree(source, target, symlinks=True, copy_function=_link)
+        for folder, _, _ in os.walk(target):
+            fsync_path(Path(folder))
+    else:
+        _link(source, target)
+
+
+def _link(source: str | Path, target: str | Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+        fsync_path(Path(target))
 
 
 @contextmanager

@@ -133,10 +133,9 @@ def read_matrix(path: Path, vector_column: str | None = None) -> tuple[npt.NDArr
     if path.suffix == ".parquet":
         vectors, filled = _read_parquet(path, vector_column, None)
     else:
-        vectors = _read_npy(path) if path.suffix == ".npy" else _read_safetensors(path, vector_column)
-        filled = np.ones(len(vectors), dtype=np.bool_)
+        vectors, filled = _read_npy(path) if path.suffix == ".npy" else _read_safetensors(path, vector_column), None
     _check_matrix(path, vectors, None)
-    return vectors, filled
+    return vectors, np.ones(len(vectors), dtype=np.bool_) if filled is None else filled
 
 
 def align(

@@ -136,8 +136,8 @@ def _filter(
             raise DataError(f"{raw.file}: prepare.require_text needs an item file; name one with prepare.items=PATH.")
     else:
         described, has_text = _described(raw.items, coded.items, config)
-        _report_missing(coded, described, raw, problems)
         if config.require_text is not False:
+            _report_missing(coded, described, raw, problems)
             coded = note(WITHOUT_METADATA, keep_items(coded, described))
             coded = note("items without text", keep_items(coded, has_text))
     user = config.k_core_user or reader.k_core
@@ -179,15 +179,14 @@ def _report_missing(coded: Coded, described: npt.NDArray[np.bool_], raw: RawDoma
 
 def _text(names: list[str], config: PrepareConfig) -> pl.Expr:
     """An item's text: its own, else its title, category and brand, each ended with a full stop, as UniSRec has it."""
-    if TEXT in names:
-        return pl.col(TEXT).fill_null("")
-    attributes = [name for name in names if name not in (RAW, LINE, IMAGE)]
+    own = pl.col(TEXT).fill_null("") if TEXT in names else pl.lit("")
+    attributes = [name for name in names if name not in (RAW, LINE, TEXT, IMAGE)]
     chosen = [name for name in config.text_fields if name in attributes] or attributes
     if not chosen:
-        return pl.lit("")
+        return own
     plain = [pl.col(name).str.replace_all('"', "", literal=True).str.strip_chars() for name in chosen]
     ended = [pl.when(value.str.len_bytes() > 0).then(value + ".") for value in plain]
-    return pl.concat_str(ended, separator=" ", ignore_nulls=True)
+    return pl.when(own.str.len_bytes() > 0).then(own).otherwise(pl.concat_str(ended, separator=" ", ignore_nulls=True))
 
 
 def _item_table(raw: RawDomain, ids: pl.Series, config: PrepareConfig) -> pl.DataFrame:

@@ -12,8 +12,9 @@ import polars as pl
 import pytest
 
 from ckd.config import PrepareConfig
-from ckd.data.ingest import lines
-from ckd.data.ingest.problems import one_line
+from ckd.data.ingest import amazon, lines
+from ckd.data.ingest.problems import Problems, one_line
+from ckd.data.ingest.raw import ReadOptions
 from ckd.errors import CkdError, DataError
 from ckd.pipelines.prepare import Prepared, prepare
 
@@ -287,6 +288,53 @@ def test_parquet_of_other_columns_is_refused(table: pl.DataFrame, message: str, 
     table.write_parquet(tmp_path / "events.parquet")
     with pytest.raises(DataError, match=message):
         run(tmp_path, tmp_path / "events.parquet")
+
+
+def test_a_quote_that_is_never_closed_is_reported_where_it_opens(toy: Any, tmp_path: Path) -> None:
+    folder = toy.write["csv"](tmp_path / "source")
+    path = folder / "items.csv"
+    before = path.read_text().rstrip("\n").split("\n")
+    path.write_text("\n".join([*before, '"Sofa,i7,Home,Acme', "Table,i8,Home,Acme", "Bed,i9,Home,Acme", ""]))
+    first = len(before) + 1
+    message = f"not a row of CSV: unexpected end of data, a quote is open until line {first + 2}"
+    with pytest.raises(DataError, match=re.escape(f"{path}:{first}: {message}")):
+        run(tmp_path / "work", folder)
+    (found,) = run(tmp_path / "work", folder, on_error="skip").malformed
+    assert (found.first, found.rows, found.example) == (first, 3, message)
+
+
+@pytest.mark.parametrize("row", [
+    '{"reviewerID": true, "asin": "i1", "unixReviewTime": 1}',
+    '{"reviewerID": 1.0, "asin": "i1", "unixReviewTime": 1}',
+    '{"reviewerID": -0, "asin": 7, "unixReviewTime": 1}',
+    '{"reviewerID": "a", "asin": 123456789012345678901234567890, "unixReviewTime": 1}',
+    '{"reviewerID": "a", "reviewerID": "b", "asin": "i1", "unixReviewTime": 1}',
+    '{"reviewerID": "a", "asin": "i1", "asin": {}, "unixReviewTime": 1}',
+    '{"reviewerID": "a", "asin": "i1", "unixReviewTime": 1.5}',
+    '{"reviewerID": "a", "asin": "i1", "unixReviewTime": 1, "unixReviewTime": 2}',
+    '{"reviewerID": "a", "asin": "i1", "unixReviewTime": false}',
+    '{"reviewerID": "a [b]", "asin": "{i}", "unixReviewTime": 12}',
+])  # fmt: skip
+def test_a_review_is_judged_alike_whatever_stands_beside_it(row: str, tmp_path: Path) -> None:
+    def read(*rows: str) -> list[tuple[Any, ...]]:
+        path = tmp_path / "Toy_5.json"
+        path.write_text("\n".join(rows) + "\n")
+        scratch = tmp_path / f"scratch-{len(rows)}"
+        scratch.mkdir()
+        frame = amazon.FORMAT.read(path, ReadOptions(scratch, Problems("skip"), None, None)).interactions.collect()
+        return [found for found in frame.select("user", "item", "order").rows() if found[0] != "plain"]
+
+    plain = '{"reviewerID": "plain", "asin": "i1", "unixReviewTime": 3}'
+    # A line of Python sends its block to the reader that judges row by row.
+    assert read(plain, row) == read(plain, row, "{'reviewerID': 'plain', 'asin': 'i1', 'unixReviewTime': 3}")
+
+
+def test_times_beyond_64_bits_in_parquet_are_named_by_row(tmp_path: Path) -> None:
+    path = tmp_path / "events.parquet"
+    times = pl.Series("time", [1, 2**63 + 1], dtype=pl.UInt64)
+    pl.DataFrame({"user": ["a", "a"], "item": ["i", "j"], "time": times}).write_parquet(path)
+    with pytest.raises(DataError, match=r"events\.parquet:2: the time is no number"):
+        run(tmp_path / "work", path)
 
 
 def test_gaps_in_parquet_are_named_by_row_or_counted(tmp_path: Path) -> None:

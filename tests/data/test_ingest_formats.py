@@ -312,6 +312,10 @@ def test_attributes_without_known_names_make_the_text(tmp_path: Path) -> None:
         ({"a": 1}, ""),
         (1.5, "1.5"),
         ("half \ud83d", "half ?"),
+        (float("nan"), ""),
+        (["a", float("nan")], "a"),
+        ("na\u00efve".encode(), "na\u00efve"),
+        (b"a\xffb", "a\ufffdb"),
     ],
 )
 def test_clean(value: object, expected: str) -> None:

@@ -93,14 +93,21 @@ def test_items_without_metadata_stay_where_no_text_is_required(toy: Any, tmp_pat
     line = r"user_sequence\.txt:1: an item without metadata in item_text\.txt: 'i2'\. Add it, or leave"
     with pytest.raises(DataError, match=line):
         prepare(tmp_path, folder, name="toy")
-    config = PrepareConfig(on_error="skip", require_text=False)
-    prepared = prepare(tmp_path, folder, name="toy", config=config)
+    prepared = prepare(tmp_path, folder, name="toy", config=PrepareConfig(require_text=False))
     assert prepared.statistics["interactions"] == 10
     assert prepared.domain.item_table["text"].to_list() == ["garden hose", "", "chair", "lamp"]
-    assert [(each.kind, each.rows) for each in prepared.malformed] == [("an item without metadata in item_text.txt", 3)]
+    assert not prepared.malformed
     dropped = prepare(tmp_path, folder, name="toy", config=PrepareConfig(on_error="skip"))
     assert dropped.statistics["interactions"] == 7
     assert [(each.filter, each.interactions) for each in dropped.removed][1] == ("items without metadata", 3)
+
+
+def test_an_item_without_a_text_of_its_own_takes_its_title(tmp_path: Path) -> None:
+    (tmp_path / "events.csv").write_text("user,item,time\na,i1,1\na,i2,2\na,i3,3\n")
+    (tmp_path / "items.csv").write_text("item,title,brand,text\ni1,Hose,Acme,A long hose\ni2,Lamp,,\ni3,,,\n")
+    config = PrepareConfig(require_text=False)
+    texts = prepare(tmp_path, tmp_path / "events.csv", name="toy", config=config).domain.item_table["text"]
+    assert texts.to_list() == ["A long hose", "Lamp.", ""]
 
 
 def test_items_without_text_go_unless_told_to_stay(toy: Any, tmp_path: Path) -> None:

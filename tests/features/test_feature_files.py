@@ -13,9 +13,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 from safetensors.torch import save_file as save_torch
+from typer.testing import CliRunner
 
+from ckd.cli import app
 from ckd.data.domain import Domain, leave_one_out
-from ckd.data.feature_files import NamedVectors, read_vectors
+from ckd.data.feature_files import NamedVectors, read_matrix, read_vectors
 from ckd.data.features import load_features
 from ckd.errors import CkdError, ConfigError, DataError
 from ckd.pipelines.encode_items import import_features
@@ -240,6 +242,30 @@ def bad_vectors(tmp_path: Path) -> dict[str, tuple[Path, Path | None, dict[str, 
         "column of npy": (tmp_path / "rows.npy", ids, {"vector_column": "v"}, "only Parquet and safetensors"),
         "id column of text": (tmp_path / "rows.npy", ids, {"id_column": "v"}, "no Parquet file"),
     }
+
+
+def test_a_single_number_is_no_matrix(tmp_path: Path) -> None:
+    np.save(tmp_path / "one.npy", np.float32(1))
+    with pytest.raises(DataError, match=r"one\.npy: shape \(\), expected \(rows, dimensions\)"):
+        read_matrix(tmp_path / "one.npy")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--vectors", "v.npy", "--model", "m"], "--model m: nothing is encoded"),
+        (["--vectors", "v.npy", "--images", "m"], "--images m: nothing is encoded"),
+        (["--ids", "i.txt"], "--ids i.txt: is for importing"),
+        (["--dim", "3"], "--dim 3: is for importing"),
+        (["--vector-column", "v"], "--vector-column v: is for importing"),
+        (["--id-column", "i"], "--id-column i: is for importing"),
+    ],
+)
+def test_options_without_effect_are_refused(words: list[str], message: str, tmp_path: Path) -> None:
+    runner = CliRunner(env={"COLUMNS": "200", "TERM": "dumb"})
+    done = runner.invoke(app, ["encode-items", "--domain", "toy", "--work", str(tmp_path), *words])
+    assert done.exit_code == 2
+    assert message in done.output
 
 
 def test_bad_vectors(tmp_path: Path) -> None:

@@ -261,25 +261,30 @@ def spool_items(
 
 
 def csv_rows(path: Path, options: ReadOptions, separator: str) -> Iterator[tuple[int, list[str]]]:
-    """Number of the first line and fields of every record of a CSV file; fields in quotes may hold line breaks."""
-    last = 0
+    """Number of the first line and fields of every record of a CSV file; fields in quotes may hold line breaks.
+
+    A record that is none is a problem at its first line, and stands for all lines that it takes in: a quote that is
+    never closed takes in all that follow.
+    """
+    taken: list[int] = []
 
     def text() -> Iterator[str]:
-        nonlocal last
         for number, line in lines(path, options.problems, options.progress):
-            last = number
+            taken.append(number)
             yield line + "\n"
 
     reader = csv.reader(text(), delimiter=separator, strict=True)
     while True:
+        taken.clear()
         try:
             record = next(reader, None)
         except csv.Error as error:
-            options.problems.row(path, last, "not a row of CSV", str(error))
+            until = f", a quote is open until line {taken[-1]}" if len(taken) > 1 else ""
+            options.problems.row(path, taken[0], "not a row of CSV", f"{error}{until}", rows=len(taken))
             continue
         if record is None:
             return
-        yield last - sum(field.count("\n") for field in record), record
+        yield taken[0], record
 
 
 def of_width(

@@ -71,7 +71,8 @@ def _times(path: Path, column: pl.Series) -> pl.Series:
     kind = column.dtype
     if not (kind.is_integer() or kind.is_float() or kind in (pl.Datetime, pl.Date)):
         raise DataError(f"{path}: column {column.name!r} is {kind}; a time must be a number or a datetime.")
-    return column.cast(pl.Float64 if kind.is_float() else pl.Int64)
+    # Not strict: a number beyond 64 bits with a sign becomes a gap, which is reported with its row.
+    return column.cast(pl.Float64 if kind.is_float() else pl.Int64, strict=False)
 
 
 def _read_items(path: Path, options: ReadOptions) -> pl.LazyFrame:

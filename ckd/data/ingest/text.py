@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import math
 import re
 from collections.abc import Iterable
 
@@ -18,10 +19,13 @@ _TAG = re.compile(r"</?[a-zA-Z][^<>]*>")
 def clean(value: object) -> str:
     """A value as one line of text: entities resolved, mark-up and line breaks removed, no full stop at the end.
 
-    A list is joined with spaces. The published UniSRec data is cleaned in this manner.
+    A list is joined with spaces, bytes are read as UTF-8, and NaN, a table's mark of a gap, is no text. The published
+    UniSRec data is cleaned in this manner.
     """
-    if value is None or isinstance(value, dict):
+    if value is None or isinstance(value, dict) or (isinstance(value, float) and math.isnan(value)):
         return ""
+    if isinstance(value, bytes):
+        value = value.decode("utf-8", "replace")
     if isinstance(value, list | tuple):
         return " ".join(part for part in map(clean, value) if part)
     text = _TAG.sub(" ", html.unescape(str(value)))
