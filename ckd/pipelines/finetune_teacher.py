@@ -33,6 +33,7 @@ from ckd.pipelines.workspace import (
     versions,
 )
 from ckd.teachers import TEACHERS
+from ckd.teachers.common.identity import as_found, continued
 from ckd.teachers.protocol import SelfFinetuning, Teacher
 
 RESULT = "result.json"
@@ -96,6 +97,7 @@ def finetune_teacher(
         "start": _start_fingerprint(model_config),
         "seed": config.seed,
     }
+    identity = continued(identity, folder / "last.safetensors")
     done = _finished(folder, identity, keep_rankings)
     if done is not None:
         return done
@@ -163,7 +165,7 @@ def _finished(folder: Path, identity: dict[str, Any], keep_rankings: int | None)
     if not (folder / RESULT).exists():
         return None
     result = read_json(folder / RESULT, "Delete the folder to fine-tune again.")
-    require_same_run(folder, result["identity"], identity)
+    require_same_run(folder, result["identity"], as_found(identity, result["identity"]))
     every = kept_every(folder)
     if keep_rankings not in (None, every):
         how = "no ranking lists were kept" if every is None else f"ranking lists were kept every {every} epochs"

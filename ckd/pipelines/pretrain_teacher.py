@@ -16,6 +16,7 @@ from ckd.pipelines.finetune_teacher import RESULT, teacher_fingerprint
 from ckd.pipelines.progress import Progress, silent
 from ckd.pipelines.workspace import domain_folder, named_features, pretrained_folder, read_json, versions
 from ckd.teachers import TEACHERS
+from ckd.teachers.common.identity import as_found, start_content
 from ckd.teachers.protocol import Pretrainable
 
 
@@ -64,8 +65,10 @@ def pretrain_teacher(
         "config": model_config.model_dump(mode="json"),
         "train": train.identity(),
         "domains": {domain.name: domain.fingerprint for domain in domains},
+        "order": [domain.name for domain in domains],
         "features": {domain.name: named_features(domain, model_config.model_dump()) for domain in domains},
         "seed": config.seed,
+        **start_content(getattr(model_config, "start", None)),
     }
     folder = pretrained_folder(work, run or teacher_name)
     if (folder / RESULT).exists():
@@ -81,7 +84,7 @@ def _check_same(folder: Path, identity: dict[str, Any]) -> None:
     found = read_json(folder / RESULT, "Delete the folder to pre-train again.").get("identity")
     if not isinstance(found, dict):
         raise DataError(f"{folder}: holds an imported teacher. Give another --run, or delete the folder.")
-    for key, value in identity.items():
+    for key, value in as_found(identity, found, added=("order", "start")).items():
         if found.get(key) != value:
             raise DataError(
                 f"{folder}: holds a teacher with {key} = {found.get(key)}, this run has {value}. "

@@ -29,6 +29,7 @@ from ckd.config import TrainConfig, parse
 from ckd.data.batch import Batch, Packed
 from ckd.data.domain import Domain
 from ckd.data.features import ItemFeatures, load_features
+from ckd.data.merge import same_encoder
 from ckd.errors import ConfigError, DataError
 from ckd.nn.dropout import Dropout
 from ckd.nn.evaluating import evaluating
@@ -38,6 +39,7 @@ from ckd.nn.transformer import TransformerEncoder, hidden_states, initialise
 from ckd.nn.unit import unit
 from ckd.nn.weights import put_weights, read_weights
 from ckd.teachers.common.folder import INFO, WEIGHTS, Stage, read_info, write_teacher
+from ckd.teachers.common.identity import without_places
 from ckd.teachers.common.start import check_sizes
 from ckd.teachers.protocol import Report, Similarity
 from ckd.teachers.unim2rec_parts.config import UniM2RecPretrainConfig, UniM2RecSizes
@@ -115,7 +117,7 @@ class UniM2Rec(Recommender):
 
         Raises:
             DataError: the domain lacks a feature, or there are no pre-trained weights.
-            ConfigError: the pre-trained weights are of other sizes.
+            ConfigError: the pre-trained weights are of other sizes, or made for the vectors of another encoder.
         """
         features = read_features(config, domain)
         if config.start is None:
@@ -166,7 +168,7 @@ class UniM2Rec(Recommender):
 
     def _write(self, folder: Path, stage: Stage, more: dict[str, Any]) -> None:
         info = {
-            "config": self.config.model_dump(mode="json"),
+            "config": without_places(self.config.model_dump(mode="json")),
             "revision": REVISION,
             "features": self.feature_info,
             "max_length": self.position_embedding.num_embeddings,
@@ -283,6 +285,13 @@ def _check_start(
             raise ConfigError(
                 f"{where}: pre-trained on {modality} vectors of size {size}, feature {found.name!r} of domain "
                 f"{domain.name!r} has {found.dim}. Encode the items with the encoder of the pre-training."
+            )
+        # Starts from before encoders were noted have none.
+        there, here = info["origin"].get("encoders", {}).get(modality), found.source.get("encoder")
+        if there and here and not same_encoder(there, here):
+            raise ConfigError(
+                f"{where}: pre-trained on the {modality} vectors of another encoder than feature {found.name!r} of "
+                f"domain {domain.name!r} comes from. Encode the items with the encoder of the pre-training: {there}."
             )
 
 

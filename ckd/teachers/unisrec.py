@@ -33,6 +33,7 @@ from ckd.nn.transformer import TransformerEncoder, hidden_states, initialise
 from ckd.nn.unit import unit
 from ckd.nn.weights import put_weights, read_weights
 from ckd.teachers.common.folder import WEIGHTS, read_info, write_teacher
+from ckd.teachers.common.identity import without_places
 from ckd.teachers.common.start import check_sizes
 from ckd.teachers.protocol import Report, Similarity
 from ckd.teachers.unisrec_parts.config import UniSRecPretrainConfig, UniSRecSizes
@@ -149,7 +150,7 @@ class UniSRec(Recommender):
     def save(self, folder: Path) -> None:
         """Write weights and description; the frozen text vectors stay with the domain, bound by their fingerprint."""
         info = {
-            "config": self.config.model_dump(mode="json"),
+            "config": without_places(self.config.model_dump(mode="json")),
             "max_length": self.position_embedding.num_embeddings,
             "feature_size": self.plm_embedding.weight.shape[1],
             "domain": self.domain_fingerprint,
@@ -202,7 +203,7 @@ class UniSRec(Recommender):
     def save_pretrained(self, folder: Path, origin: dict[str, Any]) -> None:
         """Write the transferable weights as a folder that `start` takes; `origin` says where they come from."""
         info = {
-            "config": self.config.model_dump(mode="json"),
+            "config": without_places(self.config.model_dump(mode="json")),
             "max_length": self.position_embedding.num_embeddings,
             "feature_size": self.plm_embedding.weight.shape[1],
             "origin": origin,

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 from pydantic import BaseModel
@@ -79,7 +80,7 @@ def test_the_same_seed_gives_the_same_teacher(studio: Any) -> None:
     ],
 )
 def test_another_identity_is_refused(studio: Any, change: dict[str, Any], message: str) -> None:
-    values = studio.config.model_dump()
+    values = studio.config.model_dump(by_alias=True)
     values = {k: {**v, **change[k]} if isinstance(change.get(k), dict) else v for k, v in values.items()}
     config = RunConfig.model_validate({**values, "seed": change.get("seed", 1)})
     folder = studio.work / "teachers" / studio.domain.name / "unisrec-1"
@@ -122,6 +123,48 @@ def test_other_pretrained_weights_make_another_teacher(studio: Any) -> None:
 
 class Stopped(BaseException):
     """What a kill looks like from inside, without the process."""
+
+
+def test_how_the_start_is_spelled_makes_no_other_run(studio: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    start = studio.work / "pretrained" / "unisrec"
+    start.mkdir(parents=True)
+    UniSRec.create(UniSRec.Config(**studio.config.teacher), studio.domain).save_pretrained(start, {"made": "at random"})
+    monkeypatch.chdir(studio.work)
+    absolute, relative = (
+        studio.config.model_copy(update={"teacher": {**studio.config.teacher, "start": path}})
+        for path in (str(start), "pretrained/unisrec")
+    )
+
+    def tune(config: RunConfig, run: str, **more: Any) -> Any:
+        return finetune_teacher(studio.work, studio.domain.name, "unisrec", config, run=run, **more)
+
+    def stop(row: dict[str, Any]) -> None:
+        raise Stopped
+
+    whole = tune(absolute, "whole")
+    assert tune(relative, "whole").reused
+    with pytest.raises(Stopped):
+        tune(relative, "cut", on_epoch=stop)
+    epochs: list[Any] = []
+    cut = tune(absolute, "cut", on_epoch=epochs.append)
+    assert len(epochs) == 2
+    assert cut.fingerprint == whole.fingerprint
+    UniSRec.create(UniSRec.Config(**studio.config.teacher), studio.domain).save_pretrained(start, {"made": "anew"})
+    with pytest.raises(DataError, match=r"run with start = "):
+        tune(relative, "whole")
+
+
+def test_how_vector_files_are_spelled_makes_no_other_run(studio: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    draw = np.random.default_rng(0)
+    for name, ids in (("user", studio.domain.user_ids), ("item", studio.domain.item_table["raw_id"])):
+        table = pl.DataFrame({name: ids, "vector": draw.normal(size=(len(ids), 4)).tolist()})
+        table.write_parquet(studio.work / f"{name}s.parquet")
+    monkeypatch.chdir(studio.work)
+    for folder in (studio.work, Path()):
+        paths = {f"{name}_vectors": str(folder / f"{name}s.parquet") for name in ("user", "item")}
+        config = studio.config.model_copy(update={"teacher": paths})
+        found = finetune_teacher(studio.work, studio.domain.name, "vectors", config)
+    assert found.reused
 
 
 @pytest.mark.parametrize("where", ["epoch", "save", "result"])

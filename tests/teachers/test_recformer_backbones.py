@@ -170,6 +170,31 @@ def test_too_many_layers_are_refused(tiny_backbone) -> None:
         read_backbone(str(tiny_backbone("bert")), 4, 8, 64, 5)
 
 
+def test_a_backbone_that_lacks_weights_of_its_encoder_is_refused(tiny_backbone, tmp_path: Path) -> None:
+    folder = tmp_path / "gaps"
+    shutil.copytree(tiny_backbone("bert"), folder)
+    weights = load_file(folder / "model.safetensors")
+    headless = {name: tensor for name, tensor in weights.items() if not name.startswith("cls.")}
+    save_file(headless, folder / "model.safetensors", {"format": "pt"})
+    read_backbone(str(folder), None, 8, 64, 5)
+    gaps = {name: tensor for name, tensor in headless.items() if ".layer.1.output." not in name}
+    save_file(gaps, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(DataError, match=r"gaps: the weights of 4 tensors are missing \(first: bert\.encoder\.layer\.1"):
+        read_backbone(str(folder), None, 8, 64, 5)
+
+
+def test_pickled_weights_that_hold_more_than_tensors_are_refused(tiny_backbone, tmp_path: Path) -> None:
+    folder = tmp_path / "pickled"
+    shutil.copytree(tiny_backbone("bert"), folder)
+    weights = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    torch.save(weights, folder / "pytorch_model.bin")
+    read_backbone(str(folder), None, 8, 64, 5)
+    torch.save({**weights, "made by": Path("me")}, folder / "pytorch_model.bin")
+    with pytest.raises(DataError, match=r"pickled: the pickled weights hold more than tensors"):
+        read_backbone(str(folder), None, 8, 64, 5)
+
+
 def test_folders_without_a_model_or_with_a_damaged_one_are_refused(tiny_backbone, tmp_path: Path) -> None:
     with pytest.raises(CkdError, match=str(tmp_path)):
         read_backbone(str(tmp_path), None, 8, 64, 5)

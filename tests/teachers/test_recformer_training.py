@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._pytree import tree_leaves
 
 from ckd.config import RunConfig, TrainConfig
 from ckd.data.domain import Domain, leave_one_out
 from ckd.data.example import ExampleSize, make_example
+from ckd.distill.checkpoint import save_checkpoint
 from ckd.distill.trainer import TrainingDiverged
 from ckd.errors import ConfigError, DataError
 from ckd.evaluation.metrics import ranking_metrics
@@ -25,10 +28,11 @@ from ckd.pipelines.finetune_teacher import finetune_teacher
 from ckd.pipelines.pretrain_teacher import pretrain_teacher
 from ckd.teachers.protocol import FinetuneResult
 from ckd.teachers.recformer import Recformer, RecformerConfig, RecformerPretrainConfig
-from ckd.teachers.recformer_parts.files import BEST, LAST, read_start
+from ckd.teachers.recformer_parts.files import BEST, LAST, read_start, write_recformer
 from ckd.teachers.recformer_parts.finetune import Draws, Finetuning
 from ckd.teachers.recformer_parts.losses import next_item_loss
 from ckd.teachers.recformer_parts.pretrain import Pretraining, Users
+from ckd.teachers.recformer_parts.tokenise import TokenBatch
 from ckd.teachers.recformer_parts.training import linear_schedule
 
 SMALL: dict[str, Any] = {
@@ -259,7 +263,7 @@ def test_every_user_gives_one_position_of_its_training_part_an_epoch(domain: Dom
     assert lengths == {0, 1, 2, 3, 4}
 
 
-@pytest.mark.parametrize("change", [{"ce": "in-batch"}, {"checkpoint_steps": 5}, {"ema": 0.9}])
+@pytest.mark.parametrize("change", [{"ce": "in-batch"}, {"checkpoint_steps": 5}, {"ema": 0.9}, {"layout": "user"}])
 def test_settings_without_effect_are_refused(
     backbone: str, domains: list[Domain], tmp_path: Path, change: dict[str, Any]
 ) -> None:
@@ -291,6 +295,57 @@ def test_a_loss_that_is_no_number_ends_the_run(backbone: str, domains: list[Doma
     run.model.longformer.embeddings.LayerNorm.weight.data.fill_(torch.nan)
     with pytest.raises(TrainingDiverged, match="epoch 0, step 0"):
         run.run()
+
+
+def start_folder(backbone: str, domains: list[Domain], folder: Path, seed: int) -> Path:
+    """Pre-trained weights that no training has touched."""
+    folder.mkdir(exist_ok=True)
+    run = pretraining(backbone, domains, folder)
+    torch.manual_seed(seed)
+    torch.nn.init.normal_(run.model.longformer.embeddings.item_position_embeddings.weight)
+    write_recformer(folder, "pre-trained", run.model, run.start, run.config, {"origin": {}})
+    return folder
+
+
+def test_losses_are_not_read_pass_by_pass(
+    backbone: str, domain: Domain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU each reading waits until all is computed."""
+    teacher, read = fresh(backbone, domain, pass_tokens=60), []
+    run = Finetuning(teacher, domain, TRAIN, 1, tmp_path, silent)
+    recent, labels, _ = next(iter(run.draws(0, None)))
+    table = teacher.encode_catalogue()
+    assert len(list(teacher.passes(recent))) > 1
+    as_float = torch.Tensor.__float__
+    monkeypatch.setattr(torch.Tensor, "__float__", lambda tensor: read.append(tensor) or as_float(tensor))
+    assert run._backward(table, recent, labels, None) > 0
+    assert not read
+
+
+def test_how_the_start_is_spelled_makes_no_other_run(
+    backbone: str, domains: list[Domain], domain: Domain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    start = start_folder(backbone, domains, tmp_path / "start", 0)
+    shutil.copytree(start, tmp_path / "moved")
+
+    def begin(start: Path, folder: str = "run") -> Finetuning:
+        teacher = Recformer.create(RecformerConfig(start=start, **SMALL), domain)
+        return Finetuning(teacher, domain, TRAIN.model_copy(update={"epochs": 1}), 1, tmp_path / folder, silent)
+
+    first = begin(start)
+    first.folder.mkdir()
+    first.run()
+    assert len(begin(Path("start")).run().rows) == len(begin(Path("moved")).run().rows) == 2
+    start_folder(backbone, domains, start, 1)
+    with pytest.raises(DataError, match=r"last\.safetensors: belongs to a run with start = "):
+        begin(start).run()
+    # One from before the start's content was noted is bound to the place, however that is spelled.
+    identity = {key: value for key, value in first.identity.items() if key != "start"}
+    save_checkpoint(tmp_path / "run" / LAST, first.teacher, first.optimizer, first.state, identity)
+    assert len(begin(Path("start")).run().rows) == 2
+    with pytest.raises(DataError, match=r"run with config\.start = "):
+        begin(Path("moved")).run()
 
 
 # --- pre-training ----------------------------------------------------------------------------------------------
@@ -369,7 +424,7 @@ def test_contrast_gradients_do_not_depend_on_the_passes(backbone: str, domains: 
             import ckd.teachers.recformer_parts.pretrain as module
 
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(module, "checkpoint", lambda function, tokens, use_reentrant: function(tokens))
+                patch.setattr(module, "checkpoint", lambda function, *tokens, use_reentrant: function(*tokens))
                 torch.manual_seed(5)
                 value = run._contrast(histories[:12], targets[:12])
         else:
@@ -380,6 +435,38 @@ def test_contrast_gradients_do_not_depend_on_the_passes(backbone: str, domains: 
     assert len(gradients[0][1]) > 10
     for name, gradient in gradients[0][1].items():
         torch.testing.assert_close(gradients[1][1][name], gradient, atol=1e-6, rtol=1e-4)
+
+
+def test_the_order_of_the_domains_makes_another_run(backbone: str, domains: list[Domain], tmp_path: Path) -> None:
+    run = pretraining(backbone, domains[:2], tmp_path)
+    save_checkpoint(tmp_path / LAST, run.model, run.optimizer, run.state, run.identity)
+    with pytest.raises(DataError, match=r"last\.safetensors: belongs to a run with order"):
+        pretraining(backbone, domains[1::-1], tmp_path).run()
+
+
+def test_what_is_computed_again_finds_its_device_among_its_arguments(
+    backbone: str, domains: list[Domain], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch keeps the random numbers of those devices alone that the arguments lie on."""
+    import ckd.teachers.recformer_parts.pretrain as module
+
+    run = pretraining(backbone, domains, tmp_path, pass_tokens=60)
+    given: list[list[torch.Tensor]] = []
+    read: list[TokenBatch] = []
+    pooled = type(run.model.longformer).pooled
+
+    def spy(function: Callable[..., torch.Tensor], *args: Any, use_reentrant: bool) -> torch.Tensor:
+        given.append([leaf for leaf in tree_leaves(args) if isinstance(leaf, torch.Tensor)])
+        return function(*args)
+
+    monkeypatch.setattr(module, "checkpoint", spy)
+    monkeypatch.setattr(run.model.longformer, "pooled", lambda t: read.append(t) or pooled(run.model.longformer, t))
+    histories, targets = run.users.pairs(4, np.random.default_rng(0))
+    run._contrast(histories[:12], targets[:12])
+    assert len(given) > 2
+    for tensors, tokens in zip(given, read, strict=True):
+        for tensor in (tokens.ids, tokens.types, tokens.items, tokens.lengths):
+            assert any(tensor is each for each in tensors)
 
 
 def test_items_without_text_leave_nothing_to_predict_and_do_no_harm(

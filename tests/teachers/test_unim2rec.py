@@ -403,6 +403,29 @@ def test_a_start_of_other_sizes_is_refused(
         UniM2Rec.create(UniM2RecConfig(**{**SMALL, **config}, start=pretrained), target)
 
 
+def test_a_start_from_the_vectors_of_another_encoder_is_refused(
+    tiny: dict[str, Domain], target: Domain, pretrained: Path, tmp_path: Path
+) -> None:
+    source, other = (replace(each, folder=None) for each in list(tiny.values())[1:3])
+    here, there = ({"kind": "text", "weights": weights, "pooling": "mean"} for weights in ("abc", "def"))
+    known = []
+    for domain, encoder in ((source, here), (other, here), (other, there)):
+        known.append(domain.save(tmp_path / f"domain-{len(known)}"))
+        text = replace(make_features(domain.n_items, "text", TEXT_SIZE), source={"encoder": encoder})
+        save_features(known[-1].folder, text)
+    start = tmp_path / "start"
+    pretrain(known[:1], start, image_feature=None)
+    config = UniM2RecConfig(**SMALL, image_feature=None, start=start)
+    UniM2Rec.create(config, known[1])
+    with pytest.raises(ConfigError, match=r"text vectors of another encoder than feature 'text' of domain"):
+        UniM2Rec.create(config, known[2])
+    # One from before encoders were noted is taken as it was.
+    info = json.loads((start / "teacher.json").read_text())
+    del info["origin"]["encoders"]
+    (start / "teacher.json").write_text(json.dumps(info))
+    UniM2Rec.create(config, known[2])
+
+
 def test_images_begin_anew_after_pretraining_on_texts_alone(
     domains: list[Domain], target: Domain, tmp_path: Path
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -282,6 +283,34 @@ def test_without_the_sequence_task_no_dropped_texts_are_needed(sources: list[Dom
     assert "sequence" not in pl.read_csv(folder / "log.csv").columns
 
 
+ENCODER = {"kind": "text", "weights": "abc", "pooling": "mean", "precision": "fp32"}
+
+
+@pytest.mark.parametrize(
+    ("size", "source", "message"),
+    [
+        (P + 1, {}, rf"vectors of size {P + 1}, feature 'text' has {P}"),
+        (P, {"encoder": {**ENCODER, "weights": "def"}, "word_drop": 0.2}, "another encoder than feature 'text'"),
+        (P, {"encoder": ENCODER, "word_drop": 0.5}, r"0\.5 of the words .*drop_ratio is 0\.2\..*word_drop=0\.2"),
+        (P, {"encoder": ENCODER}, r"a share of 0\.0 of the words"),
+    ],
+)
+def test_dropped_texts_that_are_no_view_of_the_texts_are_refused(
+    sources: list[Domain], tmp_path: Path, size: int, source: dict[str, Any], message: str
+) -> None:
+    for domain in sources:
+        assert domain.folder is not None
+        save_features(domain.folder, feature(domain, TEXT, source={"encoder": ENCODER}))
+        save_features(domain.folder, feature(domain, DROPPED_TEXT, size, source))
+    with pytest.raises(DataError, match=rf"feature 'text-dropped' of domain '{sources[0].name}': .*{message}"):
+        pretrain(sources, tmp_path / "run", epochs=1)
+    for domain in sources:
+        assert domain.folder is not None
+        fitting = {"encoder": {**ENCODER, "precision": "bf16"}, "word_drop": 0.2}
+        save_features(domain.folder, feature(domain, DROPPED_TEXT, source=fitting))
+    pretrain(sources, tmp_path / "run", epochs=1)
+
+
 def test_bfloat16_and_clipping_train_too(sources: list[Domain], tmp_path: Path) -> None:
     exact, rough = (
         pl.read_csv(pretrain(sources, tmp_path / precision, precision=precision, clip_norm=5.0) / "log.csv")
@@ -302,7 +331,7 @@ def test_too_few_instances_are_refused(sources: list[Domain], tmp_path: Path) ->
         pretrain([empty], tmp_path / "run")
 
 
-@pytest.mark.parametrize("change", [{"ce": "in-batch"}, {"layout": "user"}, {"ema": 0.9}])
+@pytest.mark.parametrize("change", [{"ce": "in-batch"}, {"layout": "user"}, {"ema": 0.9}, {"validate_every": 2}])
 def test_settings_without_effect_are_refused(sources: list[Domain], tmp_path: Path, change: dict[str, Any]) -> None:
     with pytest.raises(
         ConfigError, match=f"train.{next(iter(change))}=.*: UniSRec's pre-training does nothing with it"
@@ -347,6 +376,20 @@ def test_the_pipeline_refuses_another_run_in_its_folder(work: Path, sources: lis
     save_features(sources[0].folder, ItemFeatures(TEXT, changed.vectors * 2, changed.present))
     with pytest.raises(DataError, match="holds a teacher with features"):
         pretrain_teacher(work, "unisrec", names, run_config(), run="mine")
+
+
+def test_the_order_of_the_domains_makes_another_run(work: Path, sources: list[Domain]) -> None:
+    names = [domain.name for domain in sources]
+    folder = pretrain_teacher(work, "unisrec", names, run_config(), run="mine").folder
+    with pytest.raises(DataError, match="holds a teacher with order"):
+        pretrain_teacher(work, "unisrec", names[::-1], run_config(), run="mine")
+    with pytest.raises(DataError, match=r"last\.safetensors: belongs to a run with order"):
+        pretrain(sources[::-1], folder, seed=5, epochs=1, item_drop_share=1.0)
+    # One from before the order was noted is taken as it was.
+    result = json.loads((folder / "result.json").read_text())
+    del result["identity"]["order"]
+    (folder / "result.json").write_text(json.dumps(result))
+    assert pretrain_teacher(work, "unisrec", names, run_config(), run="mine").reused
 
 
 def test_the_pipeline_refuses_what_it_cannot_do(work: Path, sources: list[Domain]) -> None:

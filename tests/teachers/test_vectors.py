@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
+from ckd.baselines.hetcomp_parts.kept import kept_rankings
+from ckd.baselines.hetcomp_parts.rankings import ranking_lists
 from ckd.config import RunConfig, TrainConfig, parse
 from ckd.data.batch import Batch, Batches
 from ckd.data.domain import SPLITS, Domain
@@ -186,6 +189,20 @@ def test_the_configuration_knows_when_a_file_was_written_anew(domain: Domain, tm
     ids = tmp_path / "users.csv"
     ids.write_text(ids.read_text() + "\n")
     assert VectorsConfig(**files).model_dump(mode="json") != before
+
+
+def test_ranking_lists_of_vectors_are_kept(domain: Domain, tmp_path: Path) -> None:
+    stored = domain.save(tmp_path / "domains" / domain.name)
+    for by in ("user", "position"):
+        teacher = make(stored, tmp_path, by)
+        files = {"user_vectors": str(tmp_path / "users.parquet"), "item_vectors": str(tmp_path / "items.parquet")}
+        done = finetune_teacher(tmp_path, domain.name, "vectors", RunConfig(teacher=files), run=by, keep_rankings=1)
+        (lists,) = kept_rankings(done.folder, stored, done.fingerprint)
+        assert np.array_equal(lists.items, ranking_lists(teacher, stored))
+    # Where all is training, a user's whole training part is the history of no instance.
+    bare = replace(stored, split=np.zeros_like(stored.split))
+    with pytest.raises(DataError, match=r"histories have no vector.* Write vectors by user to serve any history"):
+        ranking_lists(make(bare, tmp_path), bare)
 
 
 def test_a_run_is_reused_until_a_file_is_written_anew(domain: Domain, tmp_path: Path) -> None:

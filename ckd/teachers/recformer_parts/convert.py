@@ -10,6 +10,7 @@ window.
 from __future__ import annotations
 
 import logging
+import pickle
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -100,10 +101,23 @@ def _load(folder: Path) -> tuple[Any, Any]:
 
     try:
         with _quiet():
-            model = AutoModelForMaskedLM.from_pretrained(folder, dtype=torch.float32)
-            return model, AutoTokenizer.from_pretrained(folder)
+            model, info = AutoModelForMaskedLM.from_pretrained(
+                folder, dtype=torch.float32, weights_only=True, output_loading_info=True
+            )
+            tokenizer = AutoTokenizer.from_pretrained(folder)
+    except pickle.UnpicklingError:
+        raise DataError(f"{folder}: the pickled weights hold more than tensors. Give safetensors.") from None
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise DataError(f"{folder}: cannot be read as a language model ({first_line(error)}). {_REMEDY}") from None
+    # Many published models come without the masked-token head; the pooler is not used.
+    encoder = f"{model.base_model_prefix}."
+    absent = sorted(key for key in info["missing_keys"] if key.startswith(encoder) and ".pooler." not in key)
+    if absent:
+        raise DataError(
+            f"{folder}: the weights of {len(absent)} tensors are missing (first: {absent[0]}). "
+            "Give the folder of a complete model."
+        )
+    return model, tokenizer
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from ckd.data.atomic import replace_file
 from ckd.errors import DataError
 from ckd.nn.weights import put_weights, read_weights
 from ckd.teachers.common.folder import INFO, WEIGHTS, Stage, read_info, write_teacher
+from ckd.teachers.common.identity import without_places
 from ckd.teachers.recformer_parts.config import RecformerConfig, RecformerPretrainConfig, RecformerSizes
 from ckd.teachers.recformer_parts.convert import Start, read_backbone, tile_positions
 from ckd.teachers.recformer_parts.layers import cut_layers, kept_layers
@@ -38,7 +39,7 @@ def write_recformer(
     with replace_file(folder / TOKENIZER) as partial:
         partial.write_text(text, encoding="utf-8")
     description = {
-        "config": config.model_dump(mode="json"),
+        "config": without_places(config.model_dump(mode="json")),
         "shape": start.shape.model_dump(mode="json"),
         "tokenizer": _hash(text),
         **info,

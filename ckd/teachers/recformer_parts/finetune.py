@@ -24,6 +24,7 @@ from ckd.errors import DataError
 from ckd.evaluation.metrics import ranking_metrics
 from ckd.evaluation.ranks import rank_targets
 from ckd.nn.weights import read_weights, write_weights
+from ckd.teachers.common.identity import continued, start_content
 from ckd.teachers.common.settings import refuse_settings
 from ckd.teachers.protocol import FinetuneResult, Keep, Report
 from ckd.teachers.recformer_parts.config import RecformerConfig
@@ -62,7 +63,7 @@ class Finetuning:
         report: Report,
         keep: Keep | None = None,
     ) -> None:
-        refuse_settings(train, "ce", "checkpoint_steps", "ema", what="Recformer")
+        refuse_settings(train, "ce", "checkpoint_steps", "ema", "layout", what="Recformer")
         assert isinstance(teacher.config, RecformerConfig)
         self.config = teacher.config
         if not len(domain.instances("valid")):
@@ -78,13 +79,15 @@ class Finetuning:
         self.optimizer = torch.optim.AdamW(
             teacher.longformer.parameters(), lr=train.lr, weight_decay=train.weight_decay, fused=True
         )
-        self.identity = {
+        identity = {
             "teacher": "recformer",
             "config": self.config.model_dump(mode="json"),
             "train": train.identity(),
             "domain": domain.fingerprint,
             "seed": seed,
+            **start_content(self.config.start),
         }
+        self.identity = continued(identity, folder / LAST, added=("start",))
         # `sums` tells the stage, and the epochs that it has taken.
         self.state = TrainState(sums={"stage": 1, "epochs": 0})
 
@@ -133,7 +136,7 @@ class Finetuning:
 
     def _backward(self, table: torch.Tensor, recent: Ints, labels: Ints, negatives: Ints | None) -> float:
         """Gradients of a batch's mean loss, by passes over histories of similar length; the summed loss."""
-        teacher, device, total = self.teacher, table.device, 0.0
+        teacher, device, losses = self.teacher, table.device, []
         for rows in teacher.passes(recent):
             with torch.autocast(device.type, torch.bfloat16, enabled=self.train.precision == "bf16"):
                 vectors = teacher.longformer.pooled(teacher.compose(recent[rows]))
@@ -141,8 +144,9 @@ class Finetuning:
             label = torch.from_numpy(labels[rows]).to(device)
             loss = next_item_loss(vectors.float(), table, label, teacher.temperature, others).sum()
             torch.autograd.backward(loss / len(recent))
-            total += float(loss.detach())
-        return total
+            losses.append(loss.detach())
+        # Read once: each reading waits for the device.
+        return sum(torch.stack(losses).tolist())
 
     def _finish_epoch(self, loss: float) -> None:
         """Validate where it is due, keep the best, move on to the next stage or the end, and save."""

@@ -25,6 +25,7 @@ from ckd.distill.checkpoint import TrainState, load_checkpoint, save_checkpoint
 from ckd.distill.trainer import TrainingDiverged, pick_device
 from ckd.errors import DataError
 from ckd.nn.weights import read_weights, write_weights
+from ckd.teachers.common.identity import continued, start_content
 from ckd.teachers.common.settings import refuse_settings
 from ckd.teachers.protocol import Report
 from ckd.teachers.recformer import Recformer
@@ -32,7 +33,7 @@ from ckd.teachers.recformer_parts.config import RecformerPretrainConfig
 from ckd.teachers.recformer_parts.files import BEST, LAST, load_pretraining_model, read_start, write_recformer
 from ckd.teachers.recformer_parts.losses import IGNORED, contrastive_loss, cosine_logits, masked_token_loss
 from ckd.teachers.recformer_parts.mask import mask_words
-from ckd.teachers.recformer_parts.tokenise import Ints, ItemTokens, compose, newest_first, word_starts
+from ckd.teachers.recformer_parts.tokenise import Ints, ItemTokens, TokenBatch, compose, newest_first, word_starts
 from ckd.teachers.recformer_parts.training import linear_schedule, seed_torch, write_log
 
 #: Share of users held out, and the most of them.
@@ -95,7 +96,7 @@ class Pretraining:
         folder: Path,
         report: Report,
     ) -> None:
-        refuse_settings(train, "ce", "checkpoint_steps", "ema", what="Recformer")
+        refuse_settings(train, "ce", "checkpoint_steps", "ema", "layout", what="Recformer")
         self.config, self.train, self.seed, self.folder, self.report = config, train, seed, folder, report
         self.batch_size = train.batch_size or Recformer.PRETRAIN_DEFAULTS["batch_size"]
         self.epochs = train.epochs or Recformer.PRETRAIN_DEFAULTS["epochs"]
@@ -122,7 +123,9 @@ class Pretraining:
             "seed": seed,
             "train": train.identity(),
         }
-        self.identity = {"teacher": "recformer", "config": config.model_dump(mode="json"), **self.origin}
+        identity = {"teacher": "recformer", "config": config.model_dump(mode="json"), **self.origin}
+        identity |= {"order": [domain.name for domain in domains], **start_content(config.start)}
+        self.identity = continued(identity, folder / LAST, added=("order", "start"))
         self.state = TrainState()
 
     def run(self) -> None:
@@ -181,10 +184,18 @@ class Pretraining:
         parts = []
         with self._autocast():
             for rows in passes:
-                pool, tokens = self.model.longformer.pooled, self.teacher.compose(recent[rows])
-                parts.append(pool(tokens) if len(passes) == 1 else checkpoint(pool, tokens, use_reentrant=False))
+                tokens = self.teacher.compose(recent[rows])
+                # From tensors among the arguments torch tells the device whose random numbers have to come again.
+                given = (tokens.ids, tokens.types, tokens.items, tokens.lengths)
+                parts.append(
+                    self._pool(*given) if len(passes) == 1 else checkpoint(self._pool, *given, use_reentrant=False)
+                )
         back = np.argsort(np.concatenate(passes), kind="stable")
         return torch.cat(parts).float()[torch.from_numpy(back).to(self.teacher.device)]
+
+    def _pool(self, *tokens: torch.Tensor) -> torch.Tensor:
+        """(B, D) vectors of what a `TokenBatch` is made of."""
+        return self.model.longformer.pooled(TokenBatch(*tokens))
 
     def _predict_words(self, recent: Ints, generator: np.random.Generator) -> float:
         """Gradients of the weighted masked-token loss, a mean over the batch's masked tokens; the unweighted value."""

@@ -24,6 +24,7 @@ from ckd.distill.masks import in_batch_mask_torch
 from ckd.distill.plan import build_plan
 from ckd.distill.trainer import Trainer, with_defaults
 from ckd.nn.unit import unit
+from ckd.teachers.common.identity import continued
 from ckd.teachers.protocol import Report
 from ckd.teachers.unim2rec import NAME, UniM2Rec
 from ckd.teachers.unim2rec_parts.config import UniM2RecPretrainConfig
@@ -125,15 +126,19 @@ def pretrain(
         "seed": seed,
         "train": train.identity("checkpoint_steps"),
     }
+    identity = {"teacher": NAME, "config": config.model_dump(mode="json"), **origin}
+    identity["order"] = [domain.name for domain in domains]
     trainer = Trainer(
         model,
         merged,
         build_plan(merged, plan_config, seed),
         train,
         folder,
-        {"teacher": NAME, "config": config.model_dump(mode="json"), **origin},
+        continued(identity, folder / "last.safetensors", added=("order",)),
         seed=seed,
         on_step=lambda epoch, step, steps, row: progress(step, steps, "step", live.note(row)),
     )
     trainer.fit()
-    model.save_pretrained(folder, origin)
+    # Not among what a checkpoint is compared by: one from before this was noted goes on.
+    encoders = {modality: found.source["encoder"] for modality, found in features.items()}
+    model.save_pretrained(folder, {**origin, "encoders": encoders})

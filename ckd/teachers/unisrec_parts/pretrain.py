@@ -23,13 +23,14 @@ from ckd.data.atomic import replace_file
 from ckd.data.batch import Batch, Batches
 from ckd.data.domain import Domain
 from ckd.data.features import ItemFeatures, list_features, load_features
-from ckd.data.merge import merge_domains, merge_features
+from ckd.data.merge import merge_domains, merge_features, same_encoder
 from ckd.distill.checkpoint import TrainState, load_checkpoint, save_checkpoint
 from ckd.distill.feed import Ahead
 from ckd.distill.trainer import TrainingDiverged, pick_device
 from ckd.errors import DataError
 from ckd.nn.uncompiled import Adam
 from ckd.nn.unit import unit
+from ckd.teachers.common.identity import continued
 from ckd.teachers.common.settings import refuse_settings
 from ckd.teachers.protocol import Report
 from ckd.teachers.unisrec import UniSRec
@@ -99,7 +100,7 @@ class Pretraining:
 
     Raises:
         ConfigError: no domain, or one given twice, or a training setting that this does nothing with.
-        DataError: a domain lacks a feature, or `folder` holds another run.
+        DataError: a domain lacks a feature, its two features do not fit, or `folder` holds another run.
     """
 
     def __init__(
@@ -111,7 +112,7 @@ class Pretraining:
         folder: Path,
         progress: Report,
     ) -> None:
-        refuse_settings(train, "ce", "layout", "ema", what="UniSRec's pre-training")
+        refuse_settings(train, "ce", "layout", "ema", "validate_every", what="UniSRec's pre-training")
         self.config, self.train, self.seed, self.folder, self.progress = config, train, seed, folder, progress
         self.batch_size = train.batch_size or UniSRec.PRETRAIN_DEFAULTS["batch_size"]
         self.epochs = train.epochs or UniSRec.PRETRAIN_DEFAULTS["epochs"]
@@ -121,10 +122,12 @@ class Pretraining:
         if len(self.instances) < 2:
             raise DataError(f"domains {merged.name}: {len(self.instances)} training instances; a contrast needs two.")
         self.batches = Batches(merged, self.instances)
-        tables = [merge_features([load_features(domain, config.feature) for domain in domains])]
+        texts = [load_features(domain, config.feature) for domain in domains]
+        tables = [merge_features(texts)]
         self.word_drop = config.item_drop_share < 1.0 and config.sequence_weight > 0.0
         if self.word_drop:
-            tables.append(merge_features([_dropped_features(domain, config) for domain in domains]))
+            dropped = [_dropped_features(*each, config) for each in zip(domains, texts, strict=True)]
+            tables.append(merge_features(dropped))
         self.offset = merged.n_items + 1
         stacked = torch.from_numpy(np.concatenate([table.vectors for table in tables]))
         torch.manual_seed(seed)
@@ -137,7 +140,9 @@ class Pretraining:
             "seed": seed,
             "train": train.identity("checkpoint_steps"),
         }
-        self.identity = {"teacher": "unisrec", "config": config.model_dump(mode="json"), **self.origin}
+        identity = {"teacher": "unisrec", "config": config.model_dump(mode="json"), **self.origin}
+        identity["order"] = [domain.name for domain in domains]
+        self.identity = continued(identity, self.last, added=("order",))
         self.state = TrainState()
 
     @property
@@ -239,14 +244,39 @@ class Pretraining:
         save_checkpoint(self.last, self.model, self.optimizer, self.state, self.identity)
 
 
-def _dropped_features(domain: Domain, config: UniSRecPretrainConfig) -> ItemFeatures:
+def _dropped_features(domain: Domain, text: ItemFeatures, config: UniSRecPretrainConfig) -> ItemFeatures:
+    """The vectors of the texts with words dropped; refused where they are no view of `text`, as far as that is known.
+
+    Raises:
+        DataError: there are none, or they are of another size, encoder or share of words.
+    """
+    again = f"`ckd encode-items --domain {domain.name} -o features.word_drop={config.drop_ratio}`"
     if domain.folder is not None and config.dropped_feature not in list_features(domain.folder):
         raise DataError(
             f"{domain.folder}: no feature {config.dropped_feature!r}, which the word-drop view reads. Make it with "
-            f"`ckd encode-items --domain {domain.name} -o features.word_drop={config.drop_ratio}`, or set "
-            "teacher.item_drop_share=1."
+            f"{again}, or set teacher.item_drop_share=1."
         )
-    return load_features(domain, config.dropped_feature)
+    dropped = load_features(domain, config.dropped_feature)
+    where = f"feature {dropped.name!r} of domain {domain.name!r}"
+    if dropped.dim != text.dim:
+        raise DataError(
+            f"{where}: vectors of size {dropped.dim}, feature {text.name!r} has {text.dim}. "
+            f"Encode both with one encoder, this one with {again}."
+        )
+    there, here = dropped.source.get("encoder"), text.source.get("encoder")
+    if there and here and not same_encoder(there, here):
+        raise DataError(
+            f"{where}: comes from another encoder than feature {text.name!r}. "
+            f"Encode both with one encoder, this one with {again}."
+        )
+    # An encoded feature that says nothing of words has dropped none; an imported one may have.
+    share = dropped.source.get("word_drop", 0.0 if there else config.drop_ratio)
+    if share != config.drop_ratio:
+        raise DataError(
+            f"{where}: a share of {share} of the words was dropped, teacher.drop_ratio is {config.drop_ratio}. "
+            f"Make it with {again}, or set teacher.drop_ratio={share}."
+        )
+    return dropped
 
 
 __all__ = ["Pretraining", "Views", "pretraining_losses"]
