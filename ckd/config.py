@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ckd.errors import ConfigError, did_you_mean
 
 Positive = Annotated[float, Field(gt=0)]
+Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Calibrated = Literal["calibrated"]
 
 
@@ -76,7 +77,7 @@ class DistillConfig(Section):
     """How teachers' scores become a target and a loss (paper 3.6, 3.7)."""
 
     weight: float = Field(10.0, ge=0, alias="lambda", description="lambda of Eq. (10)")
-    weights: Literal["validation", "uniform"] | dict[str, float] = Field(
+    weights: Literal["validation", "uniform"] | dict[str, Weight] = Field(
         "validation", description="teacher weights w_k: validation NDCG@10, uniform, or given"
     )
     normalisation: Literal["softmax", "minmax", "zscore"] = "softmax"

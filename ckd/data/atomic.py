@@ -81,14 +81,16 @@ def _take_over(source: Path, target: Path) -> None:
     if source.is_symlink():
         target.symlink_to(source.readlink())
     elif source.is_dir():
-        shutil.copytree(source, target, symlinks=True, copy_function=_link)
+        shutil.copytree(source, target, symlinks=True, copy_function=link_or_copy)
         for folder, _, _ in os.walk(target):
             fsync_path(Path(folder))
     else:
-        _link(source, target)
+        link_or_copy(source, target)
 
 
-def _link(source: str | Path, target: str | Path) -> None:
+def link_or_copy(source: str | Path, target: str | Path) -> None:
+    """The same file under a second name, in place of one that has it; a copy where the file system has no links."""
+    Path(target).unlink(missing_ok=True)
     try:
         os.link(source, target)
     except OSError:

@@ -18,6 +18,9 @@ SCORES = 1 << 30
 #: The temperature is looked for within this factor of the scores' standard deviation, either way.
 RANGE = 1e3
 
+#: Scores that differ less than this do not differ.
+LEAST = 1e-30
+
 #: Precision of log tau. The result is rounded to as many digits, so that the order of sums does not show.
 PRECISION = 1e-5
 
@@ -61,8 +64,10 @@ def likeliest_temperature(
         users, targets = users[chosen], targets[chosen]
     scores = _Scores(users.float(), items.float()[1:], targets.long() - 1)
     spread = scores.spread()
-    low, high = (math.log(spread * factor) if spread > 0 else 0.0 for factor in (1 / RANGE, RANGE))
-    if spread == 0 or scores.slope(high) >= 0:
+    if not math.isfinite(spread):
+        raise DataError(f"{where}: scores of validation targets are no finite numbers. It diverged; train it again.")
+    low, high = (math.log(spread * factor) if spread > LEAST else 0.0 for factor in (1 / RANGE, RANGE))
+    if spread <= LEAST or scores.slope(high) >= 0:
         raise DataError(
             f"{where}: validation targets score no higher than the average item, so that no temperature is likeliest. "
             "Give a number as distill.temperature, or leave this teacher out."

@@ -15,6 +15,7 @@ from torch import nn
 
 from ckd.distill.averaging import Average
 from ckd.errors import DataError
+from ckd.nn.device import device_of
 from ckd.nn.weights import write_tensors
 
 
@@ -41,11 +42,12 @@ class TrainState:
     sums: dict[str, float] = field(default_factory=dict)
 
 
-def generator_state() -> dict[str, torch.Tensor]:
-    """This process's random generators, by kind of device."""
+def generator_state(model: nn.Module) -> dict[str, torch.Tensor]:
+    """This process's random generators, by kind of device: the CPU's, and that of the GPU that the model lies on."""
     found = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        found["cuda"] = torch.cuda.get_rng_state()
+    device = device_of(model)
+    if device.type == "cuda":
+        found["cuda"] = torch.cuda.get_rng_state(device)
     return found
 
 
@@ -68,7 +70,7 @@ def save_checkpoint(
     tensors = {f"model.{name}": value.detach().contiguous() for name, value in model.state_dict().items()}
     for index, values in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{name}": value for name, value in values.items()}
-    for rank, generators in enumerate([generator_state(), *others]):
+    for rank, generators in enumerate([generator_state(model), *others]):
         tensors |= {f"rng.{kind}{_of_rank(rank)}": value for kind, value in generators.items()}
     if average is not None:
         tensors |= {f"average.{name}": value for name, value in average.tensors().items()}
@@ -121,8 +123,9 @@ def load_checkpoint(
     generators = {kind: tensors.get(f"rng.{kind}{_of_rank(rank)}") for kind in ("cpu", "cuda")}
     if generators["cpu"] is not None:
         torch.set_rng_state(generators["cpu"])
-    if generators["cuda"] is not None and torch.cuda.is_available():
-        torch.cuda.set_rng_state(generators["cuda"])
+    device = device_of(model)
+    if generators["cuda"] is not None and device.type == "cuda":
+        torch.cuda.set_rng_state(generators["cuda"], device)
     return TrainState(**json.loads(metadata["state"]))
 
 

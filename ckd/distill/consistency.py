@@ -103,14 +103,12 @@ def integrate(
     if weights.dim() == 2:
         weights = weights[:, :, None]
     counted = ~torch.isneginf(log_scores[0])
-    mixed = (weights * normalised).sum(dim=0)
-    if method == "zscore":
-        return mixed.masked_fill(~counted, -torch.inf).log_softmax(dim=-1)
-    if method == "minmax":
-        mixed = mixed.clamp_min(MINMAX_FLOOR)
-    else:
+    if method == "softmax":
         # In log space, so that the far tail of a sharp teacher does not underflow to a target of zero.
         log_mixed = (log_scores + weights.log()).logsumexp(dim=0)
         return log_mixed.masked_fill(~counted, -torch.inf).log_softmax(dim=-1)
-    log_mixed = mixed.log().masked_fill(~counted, -torch.inf)
+    mixed = (weights * normalised).sum(dim=0)
+    if method == "zscore":
+        return mixed.masked_fill(~counted, -torch.inf).log_softmax(dim=-1)
+    log_mixed = mixed.clamp_min(MINMAX_FLOOR).log().masked_fill(~counted, -torch.inf)
     return log_mixed - log_mixed.logsumexp(dim=-1, keepdim=True)

@@ -1,7 +1,8 @@
 """The training losses as pure functions of tensors (paper Eqs. 6, 8, 9, 10).
 
 Shapes: B instances of a batch, which are also its B in-batch items; N rows of the item table; d vector size.
-Everything is computed in float32 and in log space, whatever the precision of the vectors.
+Everything is computed in log space, and in float32 but for `full_softmax_loss`, whose products over the catalogue
+(logits, and the gradients that are made of them) have the precision of the vectors.
 """
 
 from __future__ import annotations
@@ -259,22 +260,35 @@ def full_cross_entropy(
 
 
 def in_batch_cross_entropy(
-    logits: torch.Tensor, mask: torch.Tensor, *, log_popularity: torch.Tensor | None = None, first: int = 0
+    logits: torch.Tensor, mask: torch.Tensor, *, log_drawn: torch.Tensor | None = None, first: int = 0
 ) -> torch.Tensor:
     """Eq. (6) as the paper writes it: the batch's items are the candidates; mean over instances.
 
     Args:
         logits: (B, B) scores; the positives are on the diagonal. Or some rows of that, one after the other.
         mask: (B, B) bool, True where the column counts for the row.
-        log_popularity: (B,) log of the probability that a column's item is drawn into a batch; subtracting it (logQ
-            correction; Bengio and Senecal 2008, Yi et al. 2019) makes the result an estimate of the full softmax.
+        log_drawn: (B,) log of the probability that a column's item is drawn into a batch, see `log_inclusion`;
+            subtracting it (logQ correction; Bengio and Senecal 2008, Yi et al. 2019) makes the result an estimate of
+            the full softmax.
         first: column of the first row's positive.
     """
     logits = logits.float()
-    if log_popularity is not None:
-        logits = logits - log_popularity
+    if log_drawn is not None:
+        logits = logits - log_drawn
     targets = torch.arange(first, first + len(logits), device=logits.device)
     return F.cross_entropy(logits.masked_fill(~mask, -torch.inf), targets)
+
+
+def log_inclusion(share: torch.Tensor) -> torch.Tensor:
+    """(B,) float32 log of the probability that an item is among the B targets of a batch: log(1 - (1 - share)^B).
+
+    The mask leaves a popular item out where it comes again, so that it counts once for a row however often it is drawn:
+    its share alone, which counts every draw, would make popular items' scores too low.
+
+    Args:
+        share: (B,) float64, of each column's item among all targets.
+    """
+    return (-torch.expm1(len(share) * torch.log1p(-share))).log().float()
 
 
 def masked_log_softmax(logits: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

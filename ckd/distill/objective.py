@@ -20,6 +20,7 @@ from ckd.distill.losses import (
     distillation_loss,
     full_softmax_loss,
     in_batch_cross_entropy,
+    log_inclusion,
     masked_log_softmax,
     unfactored_divergence,
 )
@@ -91,7 +92,7 @@ class Objective:
     Args:
         model: the student, on its device.
         ce: candidates of the cross-entropy, where the model has no loss of its own.
-        log_popularity: (n_items + 1,) log of the share of each item in the training part.
+        target_share: (n_items + 1,) float64 share of each item among the targets of the training part.
         distillation: none leaves the student's own loss alone.
         cached: bytes of targets that are kept for batches that come again.
     """
@@ -100,14 +101,14 @@ class Objective:
         self,
         model: Recommender,
         ce: Literal["full", "in-batch", "in-batch-logq"],
-        log_popularity: torch.Tensor,
+        target_share: torch.Tensor,
         distillation: Distillation | None,
         cached: int,
     ) -> None:
         self.model = model
         self.ce = ce
-        self.device = log_popularity.device
-        self.log_popularity = log_popularity
+        self.device = target_share.device
+        self.target_share = target_share
         self.distillation = distillation if distillation and distillation.weight > 0 else None
         self.tables = [table.to(self.device) for table in self.distillation.tables] if self.distillation else []
         self.targets = TargetCache(cached)
@@ -115,7 +116,7 @@ class Objective:
     @property
     def needs_mask(self) -> bool:
         """Whether a step has to say which columns count for which rows."""
-        return self.distillation is not None or self.ce != "full"
+        return self.ce != "full" or (self.distillation is not None and not self.tables)
 
     def target(self, step: Step) -> Target | CatalogueRows | None:
         """The batch's target, a function of plan and stored scores: a batch that is met again has it already.
@@ -171,9 +172,9 @@ class Objective:
         if own is None:
             assert logits is not None
             assert step.mask is not None
-            log_popularity = self.log_popularity[step.items] if self.ce == "in-batch-logq" else None
+            log_drawn = log_inclusion(self.target_share[step.items]) if self.ce == "in-batch-logq" else None
             first = step.share.rows.start
-            own = in_batch_cross_entropy(logits, step.mask, log_popularity=log_popularity, first=first)
+            own = in_batch_cross_entropy(logits, step.mask, log_drawn=log_drawn, first=first)
         if distill is None:
             return {"loss": own, "ce": own}
         if isinstance(distill, CatalogueTarget):

@@ -21,7 +21,7 @@ import numpy.typing as npt
 import torch
 
 from ckd.config import TrainConfig
-from ckd.data.atomic import discard_partials, replace_file, write_json
+from ckd.data.atomic import discard_partials, link_or_copy, replace_file, write_json
 from ckd.data.batch import Batches, to_device
 from ckd.data.domain import Domain
 from ckd.distill.averaging import Average
@@ -45,7 +45,7 @@ OnStep = Callable[[int, int, int, dict[str, Any]], None]
 #: Bytes of targets that are kept for the batches of later epochs.
 TARGET_MEMORY = 1 << 30
 
-#: A loss beyond this has exploded: the log of any catalogue's size is far below.
+#: A cross-entropy beyond this has exploded: the log of any catalogue's size is far below. KL knows no such bound.
 EXPLODED = 1e5
 
 
@@ -101,6 +101,7 @@ class Trainer:
         require_tensorboard(config)
         self.parallel = parallel
         self.device = pick_device(parallel.device or config.device)
+        self._choose_gpu()
         self.model = model.to(self.device)
         self.domain = domain
         self.plan = plan
@@ -122,11 +123,11 @@ class Trainer:
         self.average = Average(self.trained, config.ema) if config.ema is not None else None
         self.state = TrainState()
         self.seed = seed
-        counts = torch.from_numpy(domain.popularity).double().clamp_min(1)
+        drawn = torch.from_numpy(np.bincount(self.batches.instances.targets, minlength=domain.n_items + 1)).double()
         self.objective = Objective(
             self.model,
             config.ce,
-            (counts / counts.sum()).log().float().to(self.device),
+            (drawn / drawn.sum()).to(self.device),
             distillation,
             # Batches that are composed afresh every epoch never come again.
             cached=0 if plan.config.pool == "fresh" else TARGET_MEMORY,
@@ -154,6 +155,11 @@ class Trainer:
         metrics = {k.removeprefix("valid_"): v for k, v in best.items() if k.startswith("valid_")}
         return Trained(self.state.best_epoch, metrics, self.state.rows)
 
+    def _choose_gpu(self) -> None:
+        """Of several GPUs, what this thread makes for one belongs to that one."""
+        if self.device.type == "cuda" and self.device.index is not None:
+            torch.cuda.set_device(self.device)
+
     @property
     def last(self) -> Path:
         return self.folder / "last.safetensors"
@@ -172,6 +178,7 @@ class Trainer:
             )
             # Whoever was killed between the checkpoint and what follows from it left these behind.
             self._write_state()
+            self._settle_best()
         places = self.parallel.gather((self.state.epoch, self.state.step, json.dumps(self.identity, default=str)))
         if any(place != places[0] for place in places):
             raise DataError(
@@ -206,9 +213,7 @@ class Trainer:
     def _raw_steps(self, order: npt.NDArray[np.integer]) -> Iterable[tuple[int, Sequence[Floats]]]:
         """Batch ids in order, with the stored scores of those whose target is not kept from an earlier epoch."""
         ids = [int(batch_id) for batch_id in order]
-        if self.device.type == "cuda" and self.device.index is not None:
-            # What this thread pins for a GPU of several belongs to that one.
-            torch.cuda.set_device(self.device)
+        self._choose_gpu()
         distillation, known = self.objective.distillation, self.objective.targets
         if distillation is None:
             yield from ((batch_id, ()) for batch_id in ids)
@@ -260,9 +265,10 @@ class Trainer:
         return parts
 
     def _accumulate(self, parts: dict[str, torch.Tensor], step: Step) -> dict[str, float]:
-        """Add the parts of the loss to the epoch's; their values."""
-        values = {name: float(value.detach()) for name, value in parts.items()}
-        if not math.isfinite(values["loss"]) or values["loss"] > EXPLODED:
+        """Add the parts of the loss to the epoch's; their values. They are read at once: a reading waits for a GPU."""
+        stacked = torch.stack([value.detach().float().to(self.device) for value in parts.values()])
+        values = dict(zip(parts, stacked.tolist(), strict=True))
+        if not math.isfinite(values["loss"]) or values["ce"] > EXPLODED:
             raise self._diverged(
                 f"loss {values['loss']} at epoch {self.state.epoch}, step {self.state.step}, batch {step.batch_id} "
                 f"(cross-entropy {values['ce']})"
@@ -293,6 +299,7 @@ class Trainer:
         state.epoch, state.step, state.sums = state.epoch + 1, 0, {}
         state.finished = last or state.stale >= self.config.patience
         self._save_last()
+        self._settle_best()
         self.on_epoch(row)
 
     def _validate_epoch(self, row: dict[str, Any]) -> dict[str, Any]:
@@ -331,12 +338,32 @@ class Trainer:
 
     def _save_best(self, row: dict[str, Any]) -> None:
         if self.parallel.first:
+            # Kept until a checkpoint counts this epoch: after a kill before that, an epoch taken again by other
+            # processes or on another device may turn out otherwise.
+            for path in self._best_files():
+                if path.exists():
+                    link_or_copy(path, _former(path))
             write_weights(self.best, self.model)
             write_json(self.folder / "best.json", {"log": row, "identity": self.identity})
 
+    def _settle_best(self) -> None:
+        """Let the best model be that of the epoch that the last checkpoint says, and forget the one before."""
+        if not self.parallel.first:
+            return
+        weights, log = self._best_files()
+        kept = json.loads(_former(log).read_text())["log"]["epoch"] if _former(log).exists() else None
+        if kept == self.state.best_epoch:
+            for path in (weights, log):
+                _former(path).replace(path)
+        for path in (weights, log):
+            _former(path).unlink(missing_ok=True)
+
+    def _best_files(self) -> tuple[Path, Path]:
+        return self.best, self.folder / "best.json"
+
     def _save_last(self) -> None:
         self.events.flush()
-        others = self.parallel.gather(generator_state())[1:]
+        others = self.parallel.gather(generator_state(self.model))[1:]
         if self.parallel.first:
             save_checkpoint(self.last, self.model, self.optimizer, self.state, self.identity, others, self.average)
             self._write_state()
@@ -363,6 +390,10 @@ class Trainer:
             writer = csv.DictWriter(file, names, restval="")
             writer.writeheader()
             writer.writerows(self.state.rows)
+
+
+def _former(path: Path) -> Path:
+    return path.with_name(f".former.{path.name}")
 
 
 def with_defaults(train: TrainConfig, defaults: dict[str, Any]) -> TrainConfig:

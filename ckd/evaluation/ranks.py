@@ -29,6 +29,7 @@ from ckd.data.domain import SPLITS, Domain, Instances, Split
 from ckd.distill.parallel import ALONE, Parallel
 from ckd.errors import CkdError, DataError
 from ckd.nn.chunks import row_chunks
+from ckd.nn.device import device_of
 from ckd.nn.evaluating import evaluating
 from ckd.nn.recommender import Recommender
 from ckd.teachers.protocol import Teacher
@@ -307,14 +308,6 @@ def _of_rows(seen: tuple[Ints, Ints] | None, rows: Ints) -> tuple[Ints, Ints] | 
     at = np.minimum(np.searchsorted(rows, seen[0]), len(rows) - 1)
     kept = rows[at] == seen[0]
     return at[kept], seen[1][kept]
-
-
-def device_of(recommender: Recommender | Teacher) -> torch.device:
-    """Where its weights or vectors lie; of what is no module, the CPU."""
-    if isinstance(recommender, nn.Module):
-        for tensor in (*recommender.parameters(), *recommender.buffers()):
-            return tensor.device
-    return torch.device("cpu")
 
 
 def save_ranks(ranks: Ranks, path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -121,5 +120,5 @@ def _catalogue_sample(
 
 def _spread(plan: Plan, scores: ZippedReaders) -> Iterator[tuple[int, Sequence[np.ndarray]]]:
     """What is stored of batches spread evenly over the plan."""
-    step = max(1, plan.n_batches // EPSILON_SAMPLE)
-    yield from islice(scores.stream(range(0, plan.n_batches, step)), EPSILON_SAMPLE)
+    chosen = np.unique(np.linspace(0, plan.n_batches - 1, EPSILON_SAMPLE).astype(np.int64))
+    yield from scores.stream(chosen.tolist())

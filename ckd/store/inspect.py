@@ -154,7 +154,7 @@ def draw_matrix(log_scores: Float, path: Path, title: str = "") -> Path:
     Raises:
         StoreError: the suffix is none of these.
     """
-    if path.suffix not in PICTURES:
+    if path.suffix.lower() not in PICTURES:
         raise StoreError(f"{path}: a picture ends in {', '.join(PICTURES)}, found {path.suffix or 'no suffix'!r}.")
     scores = np.asarray(log_scores, dtype=np.float32)
     figure = Figure(figsize=(7, 6), layout="constrained")
@@ -167,5 +167,5 @@ def draw_matrix(log_scores: Float, path: Path, title: str = "") -> Path:
     axes.legend(loc="upper right", fontsize="small")
     figure.colorbar(image, ax=axes, label="log-score (nats)")
     with replace_file(path) as partial:
-        figure.savefig(partial, format=path.suffix[1:], dpi=150)
+        figure.savefig(partial, format=path.suffix[1:].lower(), dpi=150)
     return path

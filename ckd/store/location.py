@@ -46,8 +46,11 @@ class _Synced:
         self._unsynced = 0
 
     def write(self, data: Any) -> int:
-        """Write some of `data`; how many bytes."""
-        written = self._file.write(data)
+        """Write all of `data`; how many bytes. A raw file may take less at once than it is given."""
+        view = memoryview(data).cast("B")
+        written = 0
+        while written < len(view):
+            written += self._file.write(view[written:])
         self._unsynced += written
         if self._unsynced >= SYNC and (self._pending is None or self._pending.done()):
             self._raise_failure()
@@ -179,7 +182,12 @@ class Location:
                     synced = _Synced(file, pool)
                     yield synced
                     synced.finish()
-                partial.replace(self.local / name)
+                try:
+                    partial.replace(self.local / name)
+                except FileNotFoundError:
+                    # Another owner, who took this one for dead, has written the same and cleared up.
+                    if not (self.local / name).exists():
+                        raise
             except BaseException:
                 with suppress(OSError):
                     partial.unlink(missing_ok=True)

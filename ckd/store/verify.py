@@ -76,6 +76,7 @@ def verify_store(location: str | Path, expected: Binding | None = None, index: B
     problems += [
         f"{place.path(name)}: belongs to no shard of the manifest. Remove it."
         for name in sorted(set(place.sizes()) - {record.file for record in manifest.shards} - {MANIFEST})
+        if not name.startswith(".")
     ]
     return Verified(len(manifest.shards), manifest.bytes, tuple(problems))
 

@@ -88,6 +88,7 @@ BAD: list[tuple[str, str]] = [
     ("train-student --domain {domain} --scores {tmp}/nowhere", r"no teacher has scored plan"),
     ("train-student --domain {domain} --run .. --restart", r"run '\.\.': use letters"),
     ("train-student --domain {domain} -o student.x=1", r"student: unknown key 'x'"),
+    ("train-student --domain {domain} -o distill.weights.b=-1", r"distill\.weights.*greater than or equal to 0"),
     ("train-student --domain {domain} -o distill.weight=1", r"unknown key 'distill\.weight'\. Did you mean 'weights'"),
     ("train-student --domain {domain} -o distill.weights.a=1", r"no weight for teacher 'unisrec-0'"),
     ("train-student --domain {domain} -o train.precision=fp8", r"train\.precision='fp8': input should be 'fp32' or"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from scipy.optimize import minimize_scalar
@@ -75,6 +77,14 @@ def test_targets_that_are_always_first_have_the_sharpest() -> None:
     found = likeliest_temperature(users, table, torch.arange(1, 31))
     assert found.temperature < 1e-2
     assert found.nll == pytest.approx(0.0, abs=1e-6)
+
+
+@pytest.mark.parametrize("factor", [math.nan, 1e-40])
+def test_scores_that_are_no_numbers_or_all_alike_are_refused(factor: float) -> None:
+    draw = torch.Generator().manual_seed(0)
+    users, items = torch.randn(9, 4, generator=draw) * factor, torch.randn(8, 4, generator=draw)
+    with pytest.raises(DataError, match=r"no finite numbers|no temperature is likeliest"):
+        likeliest_temperature(users, items, torch.arange(9) % 7 + 1)
 
 
 def test_what_has_no_likeliest_temperature_is_refused() -> None:

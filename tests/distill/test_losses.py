@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -14,9 +17,11 @@ from ckd.distill.losses import (
     distillation_loss,
     full_softmax_loss,
     in_batch_cross_entropy,
+    log_inclusion,
     masked_log_softmax,
     renormalise,
 )
+from ckd.distill.masks import in_batch_mask
 from ckd.nn import chunks
 
 
@@ -118,13 +123,40 @@ def test_in_batch_cross_entropy_counts_only_unmasked_columns() -> None:
     torch.testing.assert_close(in_batch_cross_entropy(logits, mask).double(), expected, atol=1e-6, rtol=0)
 
 
-def test_logq_correction_subtracts_the_log_popularity_of_the_column() -> None:
+def test_with_the_logq_correction_batches_estimate_the_full_softmax() -> None:
+    """The mean gradient over many batches, of a model that scores all items alike: 1 / n less the share of targets."""
+    draw, n_items, size, rounds = np.random.default_rng(0), 200, 64, 3000
+    share = 1.0 / np.arange(1, n_items + 1)
+    share /= share.sum()
+    pushed = torch.zeros(n_items, dtype=torch.float64)
+    for _ in range(rounds):
+        targets = torch.from_numpy(draw.choice(n_items, size, p=share))
+        scores = torch.zeros(n_items, requires_grad=True)
+        # Every row is a user of its own: a column counts once, and where it is the row's target, on the diagonal.
+        mask = torch.from_numpy(in_batch_mask(np.arange(size), targets.numpy()))
+        log_drawn = log_inclusion(torch.from_numpy(share)[targets])
+        in_batch_cross_entropy(scores[targets].expand(size, size), mask, log_drawn=log_drawn).backward()
+        assert scores.grad is not None
+        pushed += scores.grad.double() / rounds
+    # Of the full softmax every item has 1 / n_items; its share among targets pulls the other way.
+    found = pushed + torch.from_numpy(share)
+    assert float(found[:10].mean()) * n_items == pytest.approx(1, abs=0.1)
+    assert float(found[-100:].mean()) * n_items == pytest.approx(1, abs=0.1)
+
+
+def test_the_probability_of_being_drawn() -> None:
+    share = torch.tensor([1.0, 0.5, 1e-9], dtype=torch.float64)
+    expected = [0.0, math.log(1 - 0.5**3), math.log(3e-9)]
+    assert log_inclusion(share).tolist() == pytest.approx(expected, rel=1e-6)
+
+
+def test_logq_correction_subtracts_the_log_probability_of_the_column() -> None:
     g = generator(4)
     logits, mask = torch.randn(5, 5, generator=g), torch.ones(5, 5, dtype=torch.bool)
-    log_popularity = torch.randn(5, generator=g)
+    log_drawn = torch.randn(5, generator=g)
     torch.testing.assert_close(
-        in_batch_cross_entropy(logits, mask, log_popularity=log_popularity),
-        in_batch_cross_entropy(logits - log_popularity[None, :], mask),
+        in_batch_cross_entropy(logits, mask, log_drawn=log_drawn),
+        in_batch_cross_entropy(logits - log_drawn[None, :], mask),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import threading
@@ -44,6 +45,33 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 
 def timeless(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{key: value for key, value in row.items() if key not in TIMING} for row in rows]
+
+
+def test_the_best_model_is_that_of_the_checkpoint_whatever_an_epoch_taken_again_gives(
+    make_trainer: MakeTrainer, tmp_path: Path
+) -> None:
+    """A kill after the best model of an epoch, before its checkpoint; other processes then take the epoch again."""
+    cut = make_trainer(tmp_path, seed=5)
+    saves: list[Any] = []
+
+    def killed(row: dict[str, Any]) -> None:
+        Trainer._save_best(cut, row)
+        saves.append((row["epoch"], (tmp_path / "best.safetensors").read_bytes()))
+        if len(saves) == 2:
+            raise KeyboardInterrupt
+
+    cut._save_best = killed  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        cut.fit()
+    ours, theirs = saves
+    assert (tmp_path / "best.safetensors").read_bytes() == theirs[1] != ours[1]
+    again = make_trainer(tmp_path, seed=5)
+    # Nothing after the kill is as good as what the checkpoint counts.
+    again.validate = lambda: {"ndcg@10": 0.0, "recall@10": 0.0}  # type: ignore[method-assign]
+    assert again.fit().best_epoch == ours[0]
+    assert (tmp_path / "best.safetensors").read_bytes() == ours[1]
+    assert json.loads((tmp_path / "best.json").read_text())["log"]["epoch"] == ours[0]
+    assert not list(tmp_path.glob(".former*"))
 
 
 # --- the same run twice, and lambda 0 --------------------------------------------------------------------------------
@@ -117,7 +145,9 @@ def test_the_first_loss_is_the_configured_one(make_trainer: MakeTrainer, tmp_pat
             items = [item for item in sorted({int(t) for t in batch.targets}) if item not in own]
             row, at = scores[i, items], items.index(target)
             if ce == "in-batch-logq":
-                row = row - torch.from_numpy(np.log(domain.popularity[items] / domain.popularity.sum()))
+                share = np.bincount(domain.instances("train").targets, minlength=domain.n_items + 1)
+                share = share[items] / share.sum()
+                row = row - torch.from_numpy(np.log(1 - (1 - share) ** len(ids)))
         expected.append(float(row.logsumexp(0) - row[at]))
     (row,) = trainer.fit().rows
     assert row["ce"] == pytest.approx(np.mean(expected), rel=1e-5)

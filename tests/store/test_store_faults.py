@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from ckd.errors import StoreError
-from ckd.store import ScoreReader
+from ckd.store import ScoreReader, location
 from ckd.store.verify import verify_store
 
 #: Runs the fixture's case in a process of its own, which a test then kills or starves.
@@ -121,6 +121,42 @@ def test_a_full_disk(tmp_path: Path, whole: Path, case: Any) -> None:
     assert files(folder) == {}
     case.write(folder)
     assert files(folder) == files(whole)
+
+
+def test_a_file_that_takes_little_at_a_time_gets_everything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Slow:
+        def __init__(self, file: Any) -> None:
+            self._file = file
+
+        def write(self, data: Any) -> int:
+            return int(self._file.write(data[:1000]))
+
+        def fileno(self) -> int:
+            return int(self._file.fileno())
+
+    create = location._Synced.__init__
+    monkeypatch.setattr(location._Synced, "__init__", lambda self, file, pool: create(self, Slow(file), pool))
+    content = os.urandom(5000)
+    with location.Location(tmp_path).create("whole") as file:
+        assert file.write(content) == len(content)
+    assert (tmp_path / "whole").read_bytes() == content
+
+
+def test_a_slow_owner_whose_work_another_has_done_goes_on(tmp_path: Path) -> None:
+    place = location.Location(tmp_path)
+    with place.create("shard") as file:
+        file.write(b"the same")
+        with location.Location(tmp_path).create("shard") as other:
+            other.write(b"the same")
+        for partial in tmp_path.glob(".*.partial"):
+            partial.unlink()
+    assert files(tmp_path) == {"shard": b"the same"}
+    lost = place.create("lost")
+    lost.__enter__()
+    for partial in tmp_path.glob(".*.partial"):
+        partial.unlink()
+    with pytest.raises(StoreError, match="No such file"):
+        lost.__exit__(None, None, None)
 
 
 def test_a_full_tmpfs(tmp_path: Path, make_case: Any) -> None:
@@ -357,7 +393,10 @@ def test_a_missing_shard(whole: Path, case: Any) -> None:
 def test_a_surplus_shard(whole: Path, case: Any) -> None:
     stray = whole / "part-00003.parquet"
     shutil.copy(whole / "part-00000.parquet", stray)
-    assert "part-00003.parquet: belongs to no shard" in verify_store(whole).problems[0]
+    # What begins with a dot is no part of a store.
+    (whole / ".manifest.json.claim.0").touch()
+    (problem,) = verify_store(whole).problems
+    assert "part-00003.parquet: belongs to no shard" in problem
     (whole / "manifest.json").unlink()
     with pytest.raises(StoreError, match=r"part-00003.parquet: belongs to no shard of this store, which has 3"):
         case.write(whole)

@@ -24,7 +24,8 @@ from ckd.data.atomic import replace_file
 from ckd.data.batch import Batch, Batches
 from ckd.data.domain import Domain
 from ckd.errors import DataError
-from ckd.evaluation.ranks import device_of, scoring
+from ckd.evaluation.ranks import scoring
+from ckd.nn.device import device_of
 from ckd.nn.evaluating import evaluating
 from ckd.nn.recommender import Recommender
 from ckd.teachers.protocol import Teacher
