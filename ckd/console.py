@@ -74,9 +74,9 @@ def print_table(title: str, headers: Sequence[str], rows: Sequence[Sequence[Any]
     for position, header in enumerate(headers):
         column = [row[position] for row in rows]
         numeric = position > 0 and all(not isinstance(v, str) or _looks_numeric(v) for v in column)
-        table.add_column(
-            header, justify="right" if numeric else "left", no_wrap=numeric or position == 0, overflow="fold"
-        )
+        # Where the terminal is narrow headers are folded, and other texts, but no number is cut.
+        whole = max((len(show(value)) for value in column), default=0) if numeric or position == 0 else None
+        table.add_column(header, justify="right" if numeric else "left", min_width=whole, overflow="fold")
     for row in rows:
         table.add_row(*(show(value) for value in row))
     out.print(table)

@@ -55,7 +55,6 @@ def test_overrides_win_over_the_file_and_later_over_earlier(tmp_path: Path) -> N
         ("plan.pool=fresh", "plan", "pool", "fresh"),
         ("plan.pool=3", "plan", "pool", 3),
         ("distill.lambda=2", "distill", "weight", 2.0),
-        ("distill.lambda=2", "distill", "weight", 2.0),
         ("distill.weights={a: 1, b: 0.5}", "distill", "weights", {"a": 1.0, "b": 0.5}),
         ("prepare.text_fields=[title, brand]", "prepare", "text_fields", ("title", "brand")),
         ("prepare.require_text=false", "prepare", "require_text", False),

@@ -49,3 +49,12 @@ def test_the_rate_is_of_the_units_since_the_first(monkeypatch: pytest.MonkeyPatc
             rates.append((task.completed, task.fields["rate"]))
             now[0] += 0.5
     assert rates == [(1, ""), (2, "2/s"), (6, "5/s"), (1, ""), (3, "4/s")]
+
+
+def test_a_narrow_terminal_folds_names_and_cuts_no_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    file = io.StringIO()
+    monkeypatch.setattr(console, "out", Console(file=file, width=60))
+    runs = ["deepfm-seed2024-157eaa9a", "deepfm-ckd-seed2024-cc1f108c"]
+    console.print_table("t", ["Metric", *runs, "Relative", "p"], [["recall@10", 0.0192, 0.0460, "+140.00%", "<0.0001"]])
+    (row,) = (line.split() for line in file.getvalue().splitlines() if "0.0192" in line)
+    assert row == ["recall@10", "0.0192", "0.0460", "+140.00%", "<0.0001"]
