@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Any, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -44,6 +44,24 @@ app.command("recommend")(students.recommend)
 app.command("export")(students.export)
 app.command("report")(report.report)
 app.command("serving")(students.serving)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        print(f"ckd {version('ckd-mdsr')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version, and end.")
+    ] = False,
+) -> None:
+    """Distil several fine-tuned pre-trained recommendation models into one small sequential recommender."""
+
 
 store_app = _app("Look at score stores, and check them.")
 store_app.command("inspect")(scores.inspect)

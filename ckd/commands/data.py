@@ -77,6 +77,7 @@ def encode_items(
         _refuse({"--model": model, "--images": images}, "nothing is encoded where --vectors are ready-made")
     settings = settings_of(config, override)
     modality = modality or settings.features.get("modality", "text")
+    parse(EncodeConfig, {"modality": modality}, "features")
     with console.bars() as bars:
         if vectors is not None:
             imported = import_features(

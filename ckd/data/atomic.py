@@ -26,6 +26,7 @@ def fsync_path(path: Path) -> None:
 @contextmanager
 def replace_file(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success it takes the place of `path`, on an error it is removed."""
+    path = path.absolute()
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
@@ -51,6 +52,7 @@ def replace_folder(path: Path, keep: tuple[str, ...] = ()) -> Iterator[Path]:
     Entries of the old folder named in `keep` are in the new one as well, unless it has its own; an error at any moment
     leaves the old folder as it was. A kill leaves it whole, and in its place but for the moment between two renames.
     """
+    path = path.absolute()
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     old = path.with_name(f".{path.name}.{os.getpid()}.old")

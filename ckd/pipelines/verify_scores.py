@@ -36,8 +36,11 @@ def verify_scores(
         StoreError: anything is not what was written, or not what the teacher scores.
     """
     if domain_name is None or teacher_run is None:
-        if location is None or sample is not None:
-            raise ConfigError("store verify: give a store's location, or --domain and --teacher (needed by --sample).")
+        asked = (sample, domain_name, teacher_run, plan_id)
+        if location is None or any(each is not None for each in asked):
+            raise ConfigError(
+                "store verify: give a store's location, or --domain and --teacher (needed by --sample and --plan)."
+            )
         return _sound(verify_store(location))
     domain = Domain.load(domain_folder(work, domain_name))
     plan = load_plan(work, domain, plan_id)

@@ -104,6 +104,9 @@ BAD: list[tuple[str, str]] = [
     ("store inspect {store} --batch 999 --figure {tmp}/x.png", r"no batch 999, expected 0\.\.16"),
     ("store inspect s9://bucket/x", r"s9.*Use a path, or a URI"),
     ("store verify", r"give a store's location, or --domain and --teacher"),
+    ("store verify {store} --domain {domain}", r"give a store's location, or --domain and --teacher"),
+    ("encode-items --domain {domain} --vectors {csv} --modality imgae", r"modality='imgae': input should be 'text' or"),
+    ("reproduce table2 --data {tmp}/none", r"none: holds no folder of a domain"),
     ("store verify {tmp}", r"manifest\.json: no such file"),
     ("store verify --domain {domain} --teacher unisrec-0 --sample lots", r"--sample lots: write a share"),
     ("reproduce table3 --data {tmp}/absent", r"absent: no such folder"),
@@ -119,6 +122,7 @@ def test_bad_input_is_one_line(
     (tmp_path / "shop.csv").write_text("user,item,timestamp\nu1,i1,1\nu1,i2,2\nu1,i3,3\nu1,i4,4\nu1,i5,5\n")
     (tmp_path / "bad.csv").write_text("user,item,timestamp\nu1,i1,1\nu1,i2,not-a-time\n")
     (tmp_path / "broken.yaml").write_text("plan: [")
+    (tmp_path / "none").mkdir()
     places = {
         "tmp": tmp_path,
         "csv": tmp_path / "shop.csv",

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import io
 import re
+from importlib.metadata import version
 
 import pytest
 from rich.console import Console
 
 from ckd import console
+from ckd.cli import main
 
 NOTE = "epoch 7 stage 2 · loss 6.2500 (CE 5.0000, KL 0.1250) · dropped unisrec 25%, recformer 3% · 12,346 inst/s"
 
@@ -58,3 +60,11 @@ def test_a_narrow_terminal_folds_names_and_cuts_no_number(monkeypatch: pytest.Mo
     console.print_table("t", ["Metric", *runs, "Relative", "p"], [["recall@10", 0.0192, 0.0460, "+140.00%", "<0.0001"]])
     (row,) = (line.split() for line in file.getvalue().splitlines() if "0.0192" in line)
     assert row == ["recall@10", "0.0192", "0.0460", "+140.00%", "<0.0001"]
+
+
+def test_the_version_is_the_packages(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["ckd", "--version"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == f"ckd {version('ckd-mdsr')}\n"

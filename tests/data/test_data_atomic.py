@@ -215,3 +215,11 @@ def test_emptying_a_folder_keeps_its_lock(tmp_path: Path) -> None:
         with pytest.raises(DataError, match="another process"), only_process(tmp_path / "run"):
             pytest.fail("two are in")
     assert entries(tmp_path / "elsewhere") == ["kept"]
+
+
+def test_a_folder_without_a_name_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with replace_folder(Path()) as partial:
+        (partial / "a").write_text("new")
+    assert (tmp_path / "here" / "a").read_text() == "new"

@@ -184,6 +184,8 @@ def make_study(
         known = [*SOURCES, TARGET]
     elif data.is_dir():
         known = domains_in(data)
+        if not known:
+            raise DataError(f"{data}: holds no folder of a domain. Give the folder that holds one folder per domain.")
     else:
         raise DataError(f"{data}: no such folder. Give the folder that holds one folder per domain.")
     for name in (*(domains or ()), *sources):
