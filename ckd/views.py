@@ -319,7 +319,7 @@ def trial_printer(json: bool) -> Callable[[Search, Trial], None]:
         result = "diverged" if trial.metric is None else f"valid N@10 {trial.metric:.4f} R@10 {trial.recall:.4f}"
         best = ", the best so far" if search.best == trial else ""
         err.print(
-            f"{search.kind} trial {trial.number + 1:3d}  {result}  {trial.epochs} epochs, {trial.seconds:,.0f} s  "
+            f"{search.kind} trial {trial.number:3d}  {result}  {trial.epochs} epochs, {trial.seconds:,.0f} s  "
             f"{_flat(trial.values) or 'as configured'}{best}",
             soft_wrap=True,
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -127,12 +128,25 @@ def preview(
 
 
 def _made_from(folder: Path, domain: Domain, config: PlanConfig, seed: int, source: str | None) -> bool:
+    meta = _meta(folder)
+    inputs = {"format": FORMAT, "domain": domain.fingerprint, "seed": seed, "config": config.model_dump(mode="json")}
+    return {name: meta.get(name) for name in inputs} == inputs and meta.get("scores") == source
+
+
+def _meta(folder: Path) -> dict[str, Any]:
+    """What a plan says of itself; nothing where it cannot be read."""
     try:
         meta = json.loads((folder / "plan.json").read_text())
     except (OSError, ValueError):
-        return False
-    inputs = {"format": FORMAT, "domain": domain.fingerprint, "seed": seed, "config": config.model_dump(mode="json")}
-    return isinstance(meta, dict) and {name: meta.get(name) for name in inputs} == inputs and meta["scores"] == source
+        return {}
+    return meta if isinstance(meta, dict) else {}
+
+
+def _told(meta: dict[str, Any]) -> str:
+    """By what plans are told apart, for people."""
+    config = meta.get("config", {})
+    keys = [f"{key} {config[key]}" for key in ("difficulty", "buckets", "pool", "epochs") if key in config]
+    return " ".join([*keys, f"seed {meta.get('seed')}"])
 
 
 def plan_ids(work: Path, domain_name: str) -> list[str]:
@@ -141,7 +155,7 @@ def plan_ids(work: Path, domain_name: str) -> list[str]:
 
 
 def load_plan(work: Path, domain: Domain, plan_id: str | None = None) -> Plan:
-    """A saved plan of this domain; without an id, the only one there is.
+    """A saved plan of this domain; without an id, the only one that there is for its present content.
 
     Raises:
         StoreError: none or several, no such plan, one made for other content, or damaged.
@@ -151,9 +165,11 @@ def load_plan(work: Path, domain: Domain, plan_id: str | None = None) -> Plan:
     if plan_id is None:
         if not known:
             raise StoreError(f"{folder}: no plan here. Run `ckd plan` first.")
-        if len(known) > 1:
-            raise StoreError(f"{folder}: {len(known)} plans ({', '.join(known)}). Name one with --plan.")
-        plan_id = known[0]
+        present = [name for name in known if _meta(folder / name).get("domain") == domain.fingerprint] or known
+        if len(present) > 1:
+            told = ", ".join(f"{name}: {_told(_meta(folder / name))}" for name in present)
+            raise StoreError(f"{folder}: {len(present)} plans ({told}). Name one with --plan.")
+        plan_id = present[0]
     if plan_id not in known:
         raise StoreError(f"{folder}: no plan {plan_id!r}.{did_you_mean(plan_id, known)}")
     plan = Plan.load(folder / plan_id)

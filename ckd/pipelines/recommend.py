@@ -120,10 +120,15 @@ def _answers(
     yield from answerer(pending)
 
 
+def _refuse_constant(name: str) -> None:
+    """NaN and infinities, which Python writes and JSON does not know: an answer with one could be read by nobody."""
+    raise ValueError(f"{name} is no JSON")
+
+
 def _fields(line: str) -> dict[str, Any]:
     """The keys of a request, none of them unknown."""
     try:
-        fields = json.loads(line)
+        fields = json.loads(line, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
         raise DataError(f'not valid JSON ({error}). Write one {{"history": [...]}} a line.') from None
     if not isinstance(fields, dict):

@@ -80,7 +80,10 @@ def test_a_mismatch_that_is_allowed_is_stamped(studio: Any) -> None:
 
 def test_scores_of_another_plan_are_refused(studio: Any) -> None:
     other = make_plan(studio.work, studio.domain.name, studio.config.model_copy(update={"seed": 4})).plan
-    with pytest.raises(StoreError, match=r"2 plans \(.*\)\. Name one with --plan"):
+    with pytest.raises(
+        StoreError,
+        match=r"2 plans \([0-9a-f]{12}: difficulty .*, [0-9a-f]{12}: difficulty .* seed \d+\)\. Name one with --plan",
+    ):
         train(studio, studio.teachers)
     with pytest.raises(StoreError, match=rf"{other.id}/unisrec-0/manifest\.json: no such file.*teacher-score"):
         train(studio, studio.teachers, plan_id=other.id)

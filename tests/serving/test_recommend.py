@@ -123,6 +123,7 @@ def test_unknown_items_are_counted_or_refused(serving: Serving) -> None:
 
 BAD = {
     '{"history": [': "line 2: not valid JSON",
+    '{"history": ["i1"], "id": NaN}': "line 2: not valid JSON .NaN is no JSON",
     "[" * 100_000: "line 2: not valid JSON",
     "[1]": "line 2: a list, not an object",
     '{"histroy": ["1"]}': "line 2: unknown key 'histroy'. Did you mean 'history'",

@@ -36,8 +36,8 @@ def test_a_search_and_its_report(
     words = ("tune", *common, "--both", "--teachers", "unisrec-0", "--trials", 1, "--space", space, "--name", "mine")
     code, out, err = ckd(monkeypatch, capsys, *words)
     assert code == 0
-    assert "base trial   1  valid N@10" in err
-    assert "distilled trial   1  valid N@10" in err
+    assert "base trial   0  valid N@10" in err
+    assert "distilled trial   0  valid N@10" in err
     assert "best by validation NDCG@10" in out
     assert out.count("1 trials, 3 epochs") == 4
     assert "both for `ckd reproduce --config`" in out
