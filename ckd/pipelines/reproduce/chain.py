@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ckd.config import RunConfig, TrainConfig, parse
 from ckd.data.example import SOURCES
+from ckd.data.features import IMAGE
 from ckd.distill import live
 from ckd.distill.difficulty import needs_teachers
 from ckd.errors import DataError
@@ -184,10 +185,12 @@ class Chain:
         return {"features": features} if features else {}
 
     def _encode(self, name: str, feature: str, keys: dict[str, Any]) -> None:
-        # Vectors that were brought in are the user's: nothing here could make them again.
+        # Vectors that were brought in are the user's, and the example brings its pictures' own: none is made anew.
         path = domain_folder(self.work, name) / "features" / f"{feature}.json"
-        if path.exists() and "imported" in read_json(path, "Bring its vectors in again.").get("source", {}):
-            return
+        if path.exists():
+            source = read_json(path, "Bring its vectors in again.").get("source", {})
+            if feature == IMAGE or "imported" in source:
+                return
         encode_items(self.work, name, parse(EncodeConfig, keys, "features"), self.study.progress)
 
     # --- plan and scores ---------------------------------------------------------------------------------------------
