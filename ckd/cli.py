@@ -54,13 +54,13 @@ def _version(asked: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
+@app.callback(help=app.info.help)
 def options(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version, and end.")
     ] = False,
 ) -> None:
-    """Distil several fine-tuned pre-trained recommendation models into one small sequential recommender."""
+    """What `ckd` takes before a command."""
 
 
 store_app = _app("Look at score stores, and check them.")

@@ -327,6 +327,11 @@ def trial_printer(json: bool) -> Callable[[Search, Trial], None]:
     return (lambda *_: None) if json else print_trial
 
 
+def _setting(value: object) -> str:
+    """A searched value: of a learning rate the first digits count, wherever they stand."""
+    return f"{value:.4g}" if isinstance(value, float) else show(value)
+
+
 def tuned(result: Tuned, json: bool) -> None:
     """The trials of each search, best first, what it was given, and its best values as a configuration."""
     if json:
@@ -341,7 +346,7 @@ def tuned(result: Tuned, json: bool) -> None:
                 str(t.number),
                 "diverged" if t.metric is None else t.metric,
                 *(t.recall, t.best_epoch, t.epochs, f"{t.seconds:,.0f}"),
-                *(show(t.values[name]) if name in t.values else "as configured" for name in names),
+                *(_setting(t.values[name]) if name in t.values else "as configured" for name in names),
             ]
             for t in ordered
         ]

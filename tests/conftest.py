@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -17,13 +18,15 @@ from hypothesis import settings
 from ckd.config import RunConfig
 from ckd.data.domain import Domain
 from ckd.data.example import TINY, make_example
-from ckd.data.features import ItemFeatures, save_features
+from ckd.data.features import ItemFeatures, feature_path, save_features
+from ckd.pipelines.encode_items import EncodeConfig
 
 # The same examples in every run of continuous integration: what fails there fails here.
 settings.register_profile("ci", derandomize=True)
 if os.environ.get("CI"):
     settings.load_profile("ci")
 
+BAG_OF_WORDS = {"made": "bag of words"}
 ROOT = Path(__file__).parent.parent
 
 
@@ -76,7 +79,7 @@ def write_bag_of_words(domain: Domain, name: str = "text", dim: int = 24) -> Non
             digest = hashlib.blake2b(word.encode(), digest_size=8).digest()
             vectors[item, digest[0] % dim] += 1 - digest[1] % 2 * 2
     present = np.arange(domain.n_items + 1) > 0
-    save_features(domain.folder, ItemFeatures(name, vectors, present, {"made": "bag of words"}))
+    save_features(domain.folder, ItemFeatures(name, vectors, present, BAG_OF_WORDS))
 
 
 SMALL: dict[str, Any] = {
@@ -93,6 +96,29 @@ SMALL: dict[str, Any] = {
 def small() -> RunConfig:
     """A configuration with which every step takes less than a second on the example at its smallest."""
     return RunConfig.model_validate(SMALL)
+
+
+@pytest.fixture
+def encoded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
+    """`reproduce` on tiny example domains, texts without an encoder; returns the domains and features it encoded."""
+    from ckd.pipelines.example import prepare_example
+    from ckd.pipelines.reproduce import chain
+
+    found: list[tuple[str, str]] = []
+
+    def encode(work: Path, domain: str, config: EncodeConfig, progress: object) -> None:
+        name = "text-dropped" if config.word_drop else config.modality
+        path = feature_path(work / "domains" / domain, name)
+        if path.exists():
+            source = json.loads(path.read_text())["source"]
+            assert source == BAG_OF_WORDS, f"{name} of {domain} would be made anew, and is of another source: {source}"
+        else:
+            found.append((domain, name))
+            write_bag_of_words(Domain.load(work / "domains" / domain), name)
+
+    monkeypatch.setattr(chain, "prepare_example", lambda work: prepare_example(work, size=TINY))
+    monkeypatch.setattr(chain, "encode_items", encode)
+    return found
 
 
 @pytest.fixture(scope="session")

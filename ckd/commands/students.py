@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -151,7 +150,7 @@ def recommend(
     run: Annotated[str, typer.Option(help="A student's run.")],
     requests: Annotated[
         typer.FileText, typer.Argument(encoding="utf-8", errors="replace", help="JSON lines; - is standard input.")
-    ] = sys.stdin,  # type: ignore[assignment]
+    ] = "-",  # type: ignore[assignment]
     k: Annotated[int, typer.Option("-k", min=1, help="Most items in an answer.")] = 10,
     exclude_history: Annotated[bool, typer.Option("--exclude-history", help="Leave out items of the history.")] = False,
     ids: Annotated[str, typer.Option(help="Items are named by raw id, or by number: raw or number.")] = "raw",

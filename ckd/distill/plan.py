@@ -34,7 +34,7 @@ ReadBlock = Callable[[int], npt.NDArray[np.uint32]]
 
 
 def _ignore(done: int, total: int) -> None:
-    pass
+    """Nobody wants to be told."""
 
 
 @dataclass(frozen=True, eq=False)

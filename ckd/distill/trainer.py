@@ -21,10 +21,11 @@ import numpy.typing as npt
 import torch
 
 from ckd.config import TrainConfig
-from ckd.data.atomic import discard_partials, link_or_copy, replace_file, write_json
+from ckd.data.atomic import discard_partials, replace_file, write_json
 from ckd.data.batch import Batches, to_device
 from ckd.data.domain import Domain
 from ckd.distill.averaging import Average
+from ckd.distill.best import Best
 from ckd.distill.checkpoint import TrainState, generator_state, load_checkpoint, save_checkpoint
 from ckd.distill.events import Events, require_tensorboard
 from ckd.distill.feed import Ahead
@@ -38,7 +39,7 @@ from ckd.evaluation.ranks import rank_targets
 from ckd.nn.memory import hold_freed_memory
 from ckd.nn.recommender import Recommender
 from ckd.nn.uncompiled import Adam
-from ckd.nn.weights import put_weights, read_weights, write_weights
+from ckd.nn.weights import put_weights, read_weights
 
 OnStep = Callable[[int, int, int, dict[str, Any]], None]
 
@@ -107,6 +108,7 @@ class Trainer:
         self.plan = plan
         self.config = config
         self.folder = folder
+        self.best = Best(folder)
         self.identity = identity
         self.on_step = on_step if on_step and parallel.first else lambda *_: None
         self.on_epoch = on_epoch if on_epoch and parallel.first else lambda _: None
@@ -150,7 +152,7 @@ class Trainer:
                 self._finish_epoch(last=self.state.epoch + 1 >= epochs)
         finally:
             self.events.close()
-        put_weights(self.model, read_weights(self.best), str(self.best))
+        put_weights(self.model, read_weights(self.best.weights), str(self.best.weights))
         best = next(row for row in self.state.rows if row["epoch"] == self.state.best_epoch)
         metrics = {k.removeprefix("valid_"): v for k, v in best.items() if k.startswith("valid_")}
         return Trained(self.state.best_epoch, metrics, self.state.rows)
@@ -163,10 +165,6 @@ class Trainer:
     @property
     def last(self) -> Path:
         return self.folder / "last.safetensors"
-
-    @property
-    def best(self) -> Path:
-        return self.folder / "best.safetensors"
 
     def _resume(self) -> None:
         """Take up the last checkpoint, where there is one, in all processes alike."""
@@ -338,28 +336,11 @@ class Trainer:
 
     def _save_best(self, row: dict[str, Any]) -> None:
         if self.parallel.first:
-            # Kept until a checkpoint counts this epoch: after a kill before that, an epoch taken again by other
-            # processes or on another device may turn out otherwise.
-            for path in self._best_files():
-                if path.exists():
-                    link_or_copy(path, _former(path))
-            write_weights(self.best, self.model)
-            write_json(self.folder / "best.json", {"log": row, "identity": self.identity})
+            self.best.save(self.model, row, self.identity)
 
     def _settle_best(self) -> None:
-        """Let the best model be that of the epoch that the last checkpoint says, and forget the one before."""
-        if not self.parallel.first:
-            return
-        weights, log = self._best_files()
-        kept = json.loads(_former(log).read_text())["log"]["epoch"] if _former(log).exists() else None
-        if kept == self.state.best_epoch:
-            for path in (weights, log):
-                _former(path).replace(path)
-        for path in (weights, log):
-            _former(path).unlink(missing_ok=True)
-
-    def _best_files(self) -> tuple[Path, Path]:
-        return self.best, self.folder / "best.json"
+        if self.parallel.first:
+            self.best.settle(self.state.best_epoch)
 
     def _save_last(self) -> None:
         self.events.flush()
@@ -390,10 +371,6 @@ class Trainer:
             writer = csv.DictWriter(file, names, restval="")
             writer.writeheader()
             writer.writerows(self.state.rows)
-
-
-def _former(path: Path) -> Path:
-    return path.with_name(f".former.{path.name}")
 
 
 def with_defaults(train: TrainConfig, defaults: dict[str, Any]) -> TrainConfig:

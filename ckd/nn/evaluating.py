@@ -16,16 +16,17 @@ def evaluating(model: object) -> Iterator[None]:
     Args:
         model: a module; anything else has no modes.
     """
-    parts = list(model.modules()) if isinstance(model, nn.Module) else []
-    modes = [part.training for part in parts]
-    if isinstance(model, nn.Module):
-        model.eval()
+    if not isinstance(model, nn.Module):
+        with torch.no_grad():
+            yield
+        return
+    modes = [(part, part.training) for part in model.modules()]
+    model.eval()
     try:
         with torch.no_grad():
             yield
     finally:
-        if isinstance(model, nn.Module):
-            # Some teachers keep what is frozen out of training whatever they are told: told first, parts come after.
-            model.train(modes[0])
-        for part, training in zip(parts, modes, strict=True):
+        # First as the model has it, which may forget or freeze something by the way; then each part's own.
+        model.train(modes[0][1])
+        for part, training in modes:
             part.training = training

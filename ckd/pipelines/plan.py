@@ -128,12 +128,12 @@ def preview(
 
 
 def _made_from(folder: Path, domain: Domain, config: PlanConfig, seed: int, source: str | None) -> bool:
-    meta = _meta(folder)
+    meta = described(folder)
     inputs = {"format": FORMAT, "domain": domain.fingerprint, "seed": seed, "config": config.model_dump(mode="json")}
     return {name: meta.get(name) for name in inputs} == inputs and meta.get("scores") == source
 
 
-def _meta(folder: Path) -> dict[str, Any]:
+def described(folder: Path) -> dict[str, Any]:
     """What a plan says of itself; nothing where it cannot be read."""
     try:
         meta = json.loads((folder / "plan.json").read_text())
@@ -165,11 +165,12 @@ def load_plan(work: Path, domain: Domain, plan_id: str | None = None) -> Plan:
     if plan_id is None:
         if not known:
             raise StoreError(f"{folder}: no plan here. Run `ckd plan` first.")
-        present = [name for name in known if _meta(folder / name).get("domain") == domain.fingerprint] or known
+        metas = {name: described(folder / name) for name in known}
+        present = {name: meta for name, meta in metas.items() if meta.get("domain") == domain.fingerprint} or metas
         if len(present) > 1:
-            told = ", ".join(f"{name}: {_told(_meta(folder / name))}" for name in present)
+            told = ", ".join(f"{name}: {_told(meta)}" for name, meta in present.items())
             raise StoreError(f"{folder}: {len(present)} plans ({told}). Name one with --plan.")
-        plan_id = present[0]
+        plan_id = next(iter(present))
     if plan_id not in known:
         raise StoreError(f"{folder}: no plan {plan_id!r}.{did_you_mean(plan_id, known)}")
     plan = Plan.load(folder / plan_id)

@@ -16,10 +16,7 @@ import yaml
 from transformers import BertConfig, BertModel, BertTokenizer
 from transformers.utils import logging
 
-from ckd.data.domain import Domain
-from ckd.data.example import TINY
-from ckd.pipelines.example import prepare_example
-from ckd.pipelines.reproduce import EXPERIMENTS, chain, serving
+from ckd.pipelines.reproduce import EXPERIMENTS, serving
 from ckd.pipelines.reproduce.result import Experiment, load_experiments
 
 Ckd = Callable[..., Any]
@@ -77,14 +74,8 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def _small(monkeypatch: pytest.MonkeyPatch, bag_of_words: Any) -> None:
+def _small(encoded: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch) -> None:
     """Tiny domains, features without an encoder, few requests."""
-
-    def encode(work: Path, domain: str, config: Any, progress: Any) -> None:
-        bag_of_words(Domain.load(work / "domains" / domain), config.modality)
-
-    monkeypatch.setattr(chain, "prepare_example", lambda work: prepare_example(work, size=TINY))
-    monkeypatch.setattr(chain, "encode_items", encode)
     monkeypatch.setattr(serving, "REPEATS", 2)
 
 

@@ -12,12 +12,9 @@ import numpy as np
 import pytest
 
 from ckd.config import RunConfig
-from ckd.data.domain import Domain
-from ckd.data.example import TINY
 from ckd.distill.trainer import Trainer
 from ckd.errors import ConfigError, DataError
 from ckd.evaluation.ranks import load_ranks
-from ckd.pipelines.example import prepare_example
 from ckd.pipelines.reproduce import Options, chain, dry_run, reproduce
 from ckd.pipelines.reproduce.result import Experiment, Spread
 from ckd.pipelines.reproduce.study import Study, make_study
@@ -25,22 +22,6 @@ from ckd.pipelines.reproduce.study import Study, make_study
 METHODS = Options(methods=("UniSRec", "SASRec", "CKD-MDSR"))
 #: What is restricted does not take the place of the whole.
 RESULT = "table3-ckd-mdsr-sasrec-unisrec-example-studio.json"
-
-
-@pytest.fixture
-def encoded(monkeypatch: pytest.MonkeyPatch, bag_of_words: Any) -> list[tuple[str, str]]:
-    """Tiny example domains, features without an encoder; returns the domains and modalities that were encoded."""
-    found: list[tuple[str, str]] = []
-
-    def encode(work: Path, domain: str, config: Any, progress: Any) -> None:
-        name = config.modality if not config.word_drop else "text-dropped"
-        if not (work / "domains" / domain / "features" / f"{name}.json").exists():
-            found.append((domain, name))
-            bag_of_words(Domain.load(work / "domains" / domain), name)
-
-    monkeypatch.setattr(chain, "prepare_example", lambda work: prepare_example(work, size=TINY))
-    monkeypatch.setattr(chain, "encode_items", encode)
-    return found
 
 
 def study_of(work: Path, small: RunConfig, seeds: int = 1, **options: Any) -> Study:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from functools import cache, partial
 from pathlib import Path
@@ -17,7 +16,7 @@ from ckd.errors import DataError
 from ckd.pipelines.encode_items import EncodeConfig, encode_items
 from ckd.pipelines.example import prepare_example
 from ckd.pipelines.finetune_teacher import RESULT, finetune_teacher
-from ckd.pipelines.plan import make_plan, plan_ids
+from ckd.pipelines.plan import described, make_plan, plan_ids
 from ckd.pipelines.prepare import prepare
 from ckd.pipelines.pretrain_teacher import pretrain_teacher
 from ckd.pipelines.reproduce.methods import Method, teacher
@@ -29,7 +28,7 @@ from ckd.pipelines.reproduce.settings import (
     resolve,
     short_hash,
 )
-from ckd.pipelines.reproduce.steps import DISTILLED, State, Step, Trained, exists, finished_in, summary
+from ckd.pipelines.reproduce.steps import WITH_TEACHERS, State, Step, Trained, exists, finished_in, summary
 from ckd.pipelines.teacher_difficulty import teacher_difficulty
 from ckd.pipelines.teacher_score import teacher_score
 from ckd.pipelines.train_baseline import train_baseline
@@ -231,7 +230,7 @@ class Chain:
         wanted = {"seed": config.seed, "config": config.plan.model_dump(mode="json")}
         found = []
         for name in plan_ids(self.work, self.name):
-            meta = json.loads((plans_folder(self.work, self.name) / name / "plan.json").read_text())
+            meta = described(plans_folder(self.work, self.name) / name)
             if {key: meta.get(key) for key in wanted} == wanted:
                 found.append(name)
         return found
@@ -270,7 +269,7 @@ class Chain:
         runs = self._teachers(method, seed)
         plan = self._score(config, runs) if runs else self._plan(config, ())
         where = self._scores(config) if runs else None
-        prefix = f"{method.model}{DISTILLED}" if runs else method.model
+        prefix = f"{method.model}{WITH_TEACHERS}" if runs else method.model
         run = f"{prefix}-seed{seed}-{settings.fingerprint(method, {'teachers': runs})}"
 
         def train() -> None:

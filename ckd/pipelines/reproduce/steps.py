@@ -34,7 +34,7 @@ ASSUMED = {
     "recguru": (700, 100),
 }
 #: Ends the name that a distilled student's runs and costs go by.
-DISTILLED = "-ckd"
+WITH_TEACHERS = "-ckd"
 
 #: Of a model that is not listed.
 ASSUMED_OTHERWISE = (3_000, 30)
@@ -196,7 +196,7 @@ class Estimates:
         if rates:
             return n * sum(rates) / len(rates), "scaled"
         if step.action in ("train", "fine-tune", "pretrain"):
-            rate, epochs = ASSUMED.get(step.model.split(DISTILLED)[0], ASSUMED_OTHERWISE)
+            rate, epochs = ASSUMED.get(step.model.split(WITH_TEACHERS)[0], ASSUMED_OTHERWISE)
             return n * epochs / rate, "assumed"
         return n / ASSUMED_RATE, "assumed"
 
