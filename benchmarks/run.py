@@ -31,7 +31,7 @@ BATCHES = 48
 
 def real_scores(data: Path) -> Path:
     """(BATCHES, T, T) log-scores of a briefly fine-tuned UniSRec, as .npy; kept for the domain that they are of."""
-    domain = prepare(WORK, data / DOMAIN, name=DOMAIN).domain
+    domain = prepare(WORK, data / DOMAIN, name=DOMAIN, replace=True).domain
     path = CACHE / f"{DOMAIN}-{domain.fingerprint[:12]}-scores.npy"
     if path.exists():
         return path

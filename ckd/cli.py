@@ -10,12 +10,30 @@ import sys
 from typing import Annotated, Any, NoReturn
 
 import typer
+from typer.core import TyperGroup
 
 from ckd.commands import data, report, reproduce, scores, students, teachers, tune
 from ckd.errors import CkdError, ConfigError
 
 #: Set by `torchrun` in the processes that it starts.
 TORCHRUN = "TORCHELASTIC_RUN_ID"
+#: What shells expect of a program that was ended by Ctrl-C.
+INTERRUPTED = 130
+AGAIN = "The same command goes on where training or scoring was."
+
+
+class Interruptible(TyperGroup):
+    """Commands that say so when they are interrupted from the keyboard."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command that was named."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            if os.environ.get("CKD_DEBUG") == "1":
+                raise
+            print(f"\nckd: interrupted; nothing half-made counts. {AGAIN}", file=sys.stderr)
+            raise typer.Exit(INTERRUPTED) from None
 
 
 def _app(help: str, **settings: Any) -> typer.Typer:
@@ -26,6 +44,7 @@ def _app(help: str, **settings: Any) -> typer.Typer:
 app = _app(
     "Distil several fine-tuned pre-trained recommendation models into one small sequential recommender.",
     name="ckd",
+    cls=Interruptible,
     add_completion=False,
     pretty_exceptions_enable=False,
 )

@@ -6,6 +6,7 @@ states a value. The resolved configuration is saved beside every artefact.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
@@ -133,15 +134,17 @@ class TrainConfig(Section):
         """The settings that tell one run from another, as JSON values; `without` leaves out further ones.
 
         `ema` is among them where it is set: a run from before there was this key is still the same run without it.
+        `checkpoint_steps`, which changes nothing, was among them once, and stands as unset.
         """
         left_out = {*self.NO_IDENTITY, *without, *(["ema"] if self.ema is None else [])}
-        return self.model_dump(mode="json", exclude=left_out)
+        settings = self.model_dump(mode="json", exclude=left_out)
+        return settings if "checkpoint_steps" in left_out else settings | {"checkpoint_steps": None}
 
 
 class RunConfig(Section):
     """Everything a command can be told."""
 
-    seed: int = Field(2024, ge=0)
+    seed: int = Field(2024, ge=0, lt=2**63)
     prepare: PrepareConfig = PrepareConfig()
     features: dict[str, Any] = Field(default_factory=dict, description="keys of `ckd encode-items`")
     plan: PlanConfig = PlanConfig()
@@ -162,6 +165,9 @@ class RunConfig(Section):
 
 M = TypeVar("M", bound=BaseModel)
 
+#: Whole numbers beyond this are no setting: what counts or sizes with them would overflow, or wait for ever.
+LARGEST = 2**31 - 1
+
 
 def parse(model: type[M], values: dict[str, Any], where: str) -> M:
     """Validate `values` as `model`.
@@ -169,6 +175,9 @@ def parse(model: type[M], values: dict[str, Any], where: str) -> M:
     Raises:
         ConfigError: one line that names the key, the value and, for an unknown key, the nearest known one.
     """
+    for name, number in _whole_numbers(values):
+        if abs(number) > LARGEST and name.rpartition(".")[2] != "seed":
+            raise ConfigError(f"{where}: {name}={number}: too large. Give at most {LARGEST}.")
     try:
         return model.model_validate(values)
     except ValidationError as error:
@@ -176,8 +185,11 @@ def parse(model: type[M], values: dict[str, Any], where: str) -> M:
         first = errors[0]
         key = _key(model, first["loc"])
         if first["type"] == "extra_forbidden":
-            known = _keys_beside(model, first["loc"])
-            raise ConfigError(f"{where}: unknown key {key!r}.{did_you_mean(str(first['loc'][-1]), known)}") from None
+            last = str(first["loc"][-1])
+            deeper = _keys_below(model, last) if len(first["loc"]) == 1 else []
+            hint = f" Did you mean {' or '.join(map(repr, deeper))}?" if deeper else None
+            hint = hint or did_you_mean(last, _keys_beside(model, first["loc"]))
+            raise ConfigError(f"{where}: unknown key {key!r}.{hint}") from None
         # A value that may be of several kinds and is of none has an error for each of them.
         reasons = [each["msg"].removeprefix("Value error, ") for each in errors if _key(model, each["loc"]) == key]
         message = ", or ".join(dict.fromkeys(reason[0].lower() + reason[1:] for reason in reasons))
@@ -195,6 +207,29 @@ def _key(model: type[BaseModel], location: tuple[int | str, ...]) -> str:
             break
         model = field.annotation
     return ".".join(parts)
+
+
+def _whole_numbers(values: Any, name: str = "") -> Iterator[tuple[str, int]]:
+    """All whole numbers in a nested value, each with its dotted key."""
+    if isinstance(values, dict):
+        for key, value in values.items():
+            yield from _whole_numbers(value, f"{name}.{key}" if name else str(key))
+    elif isinstance(values, list | tuple):
+        for value in values:
+            yield from _whole_numbers(value, name)
+    elif isinstance(values, int) and not isinstance(values, bool):
+        yield name, values
+
+
+def _keys_below(model: type[BaseModel], key: str) -> list[str]:
+    """`section.key` of the sections that have such a key."""
+    return [
+        f"{name}.{key}"
+        for name, field in model.model_fields.items()
+        if isinstance(field.annotation, type)
+        and issubclass(field.annotation, BaseModel)
+        and any(key in (own, of.alias) for own, of in field.annotation.model_fields.items())
+    ]
 
 
 def _keys_beside(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
@@ -218,12 +253,13 @@ def load_config(path: Path | None = None, overrides: list[str] | None = None) ->
             loaded = yaml.safe_load(path.read_text())
         except FileNotFoundError:
             raise ConfigError(f"{path}: no such configuration file.") from None
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
+        except (yaml.YAMLError, ValueError) as error:
             raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}.") from None
         if loaded is not None and not isinstance(loaded, dict):
             raise ConfigError(f"{path}: expected a mapping of sections, found {type(loaded).__name__}.")
         # A section whose keys are all commented out is there, and empty.
         values = {key: value for key, value in (loaded or {}).items() if value is not None}
+    config = parse(RunConfig, values, str(path) if path else "configuration")
     for override in overrides or []:
         key, equals, text = override.partition("=")
         if not equals or not key:
@@ -236,6 +272,8 @@ def load_config(path: Path | None = None, overrides: list[str] | None = None) ->
                 raise ConfigError(f"override {override!r}: {section!r} is a value, not a section.")
         try:
             target[last] = yaml.safe_load(text)
-        except yaml.YAMLError:
+        except (yaml.YAMLError, ValueError):
             raise ConfigError(f"override {override!r}: {text!r} is not valid YAML.") from None
-    return parse(RunConfig, values, str(path) if path else "configuration")
+        # One at a time: what does not fit is said of the one that has set it.
+        config = parse(RunConfig, values, f"override {override!r}")
+    return config

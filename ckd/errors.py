@@ -35,6 +35,12 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f" Did you mean {folded[close[0]]!r}?" if close else f" Known: {', '.join(names) or 'none'}."
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, without its full stop, for a message of one line."""
+    text = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return text.strip().rstrip(".")
+
+
 def file_name(kind: str, name: str) -> str:
     """`name`, if it can name a folder or file of its own.
 

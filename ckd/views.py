@@ -165,6 +165,8 @@ def finetuned(result: FinetunedTeacher, json: bool) -> None:
 
 def planned(result: Planned, rows: Sequence[StageRow], figure: Path | None, json: bool) -> None:
     """A plan's size, and its stages where asked for."""
+    from ckd.distill.curriculum import FULL
+
     plan = result.plan
     if json:
         print_json(
@@ -185,6 +187,13 @@ def planned(result: Planned, rows: Sequence[StageRow], figure: Path | None, json
         f"plan {plan.id}: {plan.n_batches:,} batches of {plan.n_instances:,} instances, {plan.epochs} epochs"
         f"{' (was there already)' if result.reused else ''}"
     )
+    stage, _ = plan.schedule_of(plan.epochs - 1)
+    if stage != FULL and stage < plan.config.buckets:
+        out.print(
+            f"It ends in stage {stage} of {plan.config.buckets}: the harder instances are in no epoch. For all of them "
+            f"plan.epochs has to be at least {(plan.config.buckets - 1) * plan.config.epochs_per_stage + 1}.",
+            soft_wrap=True,
+        )
     if rows:
         print_table("Curriculum", list(STAGE_COLUMNS.values()), [[getattr(r, n) for n in STAGE_COLUMNS] for r in rows])
     if figure:
@@ -230,12 +239,17 @@ def trained(result: TrainedStudent | TrainedBaseline, json: bool) -> None:
                 "valid": t.metrics,
                 "log": t.rows,
                 "reused": result.reused,
+                "teachers": getattr(result, "weights", {}),
                 "mismatches": mismatches,
             }
         )
         return
     note = " (was there already)" if result.reused else ""
     _metric_table(f"{result.folder}{note}: best epoch {t.best_epoch}", {"valid": t.metrics})
+    weights = getattr(result, "weights", {})
+    if weights:
+        told = ", ".join(f"{teacher} (weight {show(weight)})" for teacher, weight in weights.items())
+        out.print(f"distilled from {told}", soft_wrap=True)
     for teacher, mismatch in mismatches.items():
         out.print(f"trained on scores of {teacher} that were {mismatch}")
 

@@ -41,6 +41,9 @@ def experiment(result: Experiment, json: bool) -> None:
         out.print()
     for note in result.notes:
         out.print(note, markup=False)
+    if result.made_with is not None:
+        out.print(result.made_with, markup=False)
+    out.print(f"Kept in the work folder as experiments/{result.stem}.json.", markup=False)
 
 
 def _parts(headers: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> list[list[int]]:
@@ -70,7 +73,8 @@ def dry_run(result: DryRun, json: bool) -> None:
     whole = duration(sum(step.seconds or 0.0 for step in left))
     out.print(f"{len(left)} of {len(result.steps)} steps to do, {at_least}{whole}")
     if any(step.source == "assumed" for step in left):
-        out.print("Assumed rates are those of two cores at the paper's sizes, with a typical number of epochs.")
+        sizes = "on the example, at the sizes it is cut to" if result.example else "at the paper's sizes"
+        out.print(f"Assumed rates are those of two cores {sizes}, with a typical number of epochs.")
     if any(step.source == "unknown" for step in left):
         out.print("A domain's size is known once `ckd reproduce table2` has prepared it; then the times are, too.")
     for note in result.notes:

@@ -77,30 +77,51 @@ def test_a_saved_configuration_reads_back(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("plan.bukets=3", "configuration: unknown key 'plan.bukets'. Did you mean 'buckets'?"),
-        ("pln.buckets=3", "configuration: unknown key 'pln'. Did you mean 'plan'?"),
-        ("distill.lamda=3", "configuration: unknown key 'distill.lamda'. Did you mean 'lambda'?"),
-        ("train.lr=-1", "configuration: train.lr=-1: input should be greater than 0."),
-        ("plan.buckets=2.5", "configuration: plan.buckets=2.5: input should be a valid integer, got a number with a "),
-        ("plan.pool=often", "configuration: plan.pool='often': input should be a valid integer, "),
+        ("plan.bukets=3", "unknown key 'plan.bukets'. Did you mean 'buckets'?"),
+        ("pln.buckets=3", "unknown key 'pln'. Did you mean 'plan'?"),
+        ("distill.lamda=3", "unknown key 'distill.lamda'. Did you mean 'lambda'?"),
+        ("train.lr=-1", "train.lr=-1: input should be greater than 0."),
+        ("plan.buckets=2.5", "plan.buckets=2.5: input should be a valid integer, got a number with a "),
+        ("plan.pool=often", "plan.pool='often': input should be a valid integer, "),
         (
             "plan.pool=0",
-            "configuration: plan.pool=0: input should be greater than or equal to 1, or input should be 'f",
+            "plan.pool=0: input should be greater than or equal to 1, or input should be 'f",
         ),
-        ("distill.weights=best", "configuration: distill.weights='best': input should be 'validation' or 'uniform', o"),
-        ("prepare.text_fields=[1]", "configuration: prepare.text_fields=1: input should be a valid string"),
-        ("plan=3", "configuration: plan=3: input should be a valid dictionary"),
-        ("plan.buckets", "override 'plan.buckets': write section.key=value, such as plan.buckets=4."),
-        ("=3", "override '=3': write section.key=value"),
-        ("plan.buckets=[", "override 'plan.buckets=[': '[' is not valid YAML."),
-        ("seed.x=1", "configuration: seed={'x': 1}: input should be a valid integer."),
+        ("distill.weights=best", "distill.weights='best': input should be 'validation' or 'uniform', o"),
+        ("prepare.text_fields=[1]", "prepare.text_fields=1: input should be a valid string"),
+        ("plan=3", "plan=3: input should be a valid dictionary"),
+        ("plan.buckets", "write section.key=value, such as plan.buckets=4."),
+        ("=3", "write section.key=value"),
+        ("plan.buckets=[", "'[' is not valid YAML."),
+        ("lr=1", "unknown key 'lr'. Did you mean 'train.lr'?"),
+        ("epochs=1", "unknown key 'epochs'. Did you mean 'plan.epochs' or 'train.epochs'?"),
+        ("lambda=1", "unknown key 'lambda'. Did you mean 'distill.lambda'?"),
+        ("plan.epochs=4294967296", "plan.epochs=4294967296: too large. Give at most 2147483647."),
+        ("student.mlp_sizes=[8, 4294967296]", "student.mlp_sizes=4294967296: too large."),
+        ("seed=9223372036854775808", "seed=9223372036854775808: input should be less than 9223372036854775808."),
+        ("seed=" + "9" * 5000, "'999"),
+        ("seed.x=1", "seed={'x': 1}: input should be a valid integer."),
     ],
 )
 def test_what_does_not_fit_is_named_in_one_line(override: str, message: str) -> None:
     with pytest.raises(ConfigError) as raised:
         load_config(None, [override])
-    assert str(raised.value).startswith(message)
+    assert str(raised.value).startswith(f"override {override!r}: {message}")
     assert "\n" not in str(raised.value)
+
+
+def test_the_file_is_named_where_the_file_is_wrong(tmp_path: Path) -> None:
+    path = tmp_path / "ckd.yaml"
+    path.write_text("plan:\n  buckets: 0\n")
+    with pytest.raises(ConfigError, match=r"ckd\.yaml: plan\.buckets=0: "):
+        load_config(path, ["plan.buckets=3"])
+
+
+def test_what_changes_nothing_is_no_part_of_a_run() -> None:
+    settings = load_config(None, ["train.checkpoint_steps=5", "train.device=cpu"]).train
+    assert settings.identity() == load_config().train.identity()
+    assert "checkpoint_steps" in settings.identity()
+    assert "checkpoint_steps" not in settings.identity("checkpoint_steps")
 
 
 def test_a_far_off_key_lists_the_known_ones() -> None:

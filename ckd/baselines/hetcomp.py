@@ -33,10 +33,11 @@ from ckd.baselines.hetcomp_parts.rankings import (
 )
 from ckd.data.batch import Batch, Batches
 from ckd.data.domain import Domain
-from ckd.distill.trainer import Trained, pick_device
+from ckd.distill.trainer import Trained
 from ckd.errors import DataError
 from ckd.evaluation.metrics import ranking_metrics
 from ckd.evaluation.ranks import rank_targets
+from ckd.nn.device import pick_device
 from ckd.nn.recommender import ModelConfig, Recommender
 from ckd.nn.uncompiled import Adam
 

@@ -14,6 +14,7 @@ def prepare(
     source: Annotated[Path, typer.Argument(help="File or folder of interactions and items.")],
     name: Annotated[str | None, typer.Option(help="The domain's name; without, the source's.")] = None,
     format: Annotated[str | None, typer.Option(help="Ingest format; without, ckd looks.")] = None,
+    replace: Annotated[bool, typer.Option("--replace", help="Take the place of another domain of that name.")] = False,
     work: Work = WORK,
     config: Config = None,
     override: Override = None,
@@ -32,6 +33,7 @@ def prepare(
             format=format,
             config=settings.prepare,
             progress=bars,
+            replace=replace,
         )
     views.prepared(prepared, json)
 

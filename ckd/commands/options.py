@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -21,6 +22,7 @@ Seed = Annotated[int | None, typer.Option(help="Overrides the configuration's se
 PlanId = Annotated[str | None, typer.Option(help="Which plan; without, the domain's only one.")]
 Scores = Annotated[str | None, typer.Option(help="Folder or URI of score stores, in place of the work folder's.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+Restart = Annotated[bool, typer.Option("--restart", help="Discard what is in the run's folder.")]
 WORK = Path("ckd-work")
 
 
@@ -32,7 +34,19 @@ def names_in(text: str) -> list[str]:
     return names
 
 
-def settings_of(config: Path | None, override: list[str] | None, seed: int | None = None) -> RunConfig:
+def settings_of(
+    config: Path | None, override: list[str] | None, seed: int | None = None, *, used: tuple[str, ...] = ()
+) -> RunConfig:
+    """The configuration that the options name.
+
+    Args:
+        used: which of the sections that `ckd reproduce` gives its models settings from, `methods` and `base`, the
+            command uses as well. Of the others it says that they change nothing.
+    """
     from ckd.config import load_config
 
-    return load_config(config, [*(override or []), *([] if seed is None else [f"seed={seed}"])])
+    settings = load_config(config, [*(override or []), *([] if seed is None else [f"seed={seed}"])])
+    aside = [name for name in ("methods", "base") if name not in used and getattr(settings, name)]
+    if aside:
+        print(f"ckd: {' and '.join(aside)}: settings of `ckd reproduce`, which change nothing here.", file=sys.stderr)
+    return settings

@@ -156,7 +156,7 @@ def _run(
     from ckd.pipelines import reproduce as room
     from ckd.pipelines.reproduce.study import make_study
 
-    settings = settings_of(config, override)
+    settings = settings_of(config, override, used=("methods", "base"))
     options = room.Options(**{key: tuple(names_in(text)) if text else None for key, text in chosen.items()})
     with console.bars() as bars:
         study = make_study(

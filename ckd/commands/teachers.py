@@ -7,13 +7,25 @@ from typing import Annotated
 
 import typer
 
-from ckd.commands.options import WORK, Config, DomainName, Json, Override, Seed, Work, names_in, settings_of
+from ckd.commands.options import (
+    WORK,
+    Config,
+    DomainName,
+    Json,
+    Override,
+    Restart,
+    Seed,
+    Work,
+    names_in,
+    settings_of,
+)
 
 
 def pretrain_teacher(
     teacher: Annotated[str, typer.Option(help="A registered teacher.")],
     domains: Annotated[str, typer.Option(help="Source domains, separated by commas.")],
     run: Annotated[str | None, typer.Option(help="Name of the result; without, the teacher's.")] = None,
+    restart: Restart = False,
     work: Work = WORK,
     config: Config = None,
     override: Override = None,
@@ -26,7 +38,7 @@ def pretrain_teacher(
 
     settings = settings_of(config, override, seed)
     with console.bars() as bars:
-        result = pretrain(work, teacher, names_in(domains), settings, run=run, progress=bars)
+        result = pretrain(work, teacher, names_in(domains), settings, run=run, progress=bars, restart=restart)
     views.record(f"Pre-trained {teacher}", result, json)
 
 
@@ -42,6 +54,7 @@ def finetune_teacher(
             help="Keep the users' ranking lists of every N-th epoch and the best one, for HetComp.",
         ),
     ] = None,
+    restart: Restart = False,
     work: Work = WORK,
     config: Config = None,
     override: Override = None,
@@ -63,6 +76,7 @@ def finetune_teacher(
             progress=bars,
             on_epoch=views.epoch_printer(json),
             keep_rankings=keep_rankings,
+            restart=restart,
         )
     views.finetuned(result, json)
 

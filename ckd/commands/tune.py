@@ -75,7 +75,7 @@ def tune(
         name=name,
         restart=restart,
     )
-    settings = settings_of(config, override, seed)
+    settings = settings_of(config, override, seed, used=("base",))
     with console.bars() as bars:
         found = run(work, domain, settings, request, progress=bars, on_trial=views.trial_printer(json))
     views.tuned(found, json)

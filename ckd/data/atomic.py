@@ -7,7 +7,7 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +33,11 @@ def replace_file(path: Path) -> Iterator[Path]:
         yield partial
         fsync_path(partial)
         partial.replace(path)
-    except BaseException:
+    except BaseException as error:
         partial.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:
+            # Of a full disk, writing says nothing else.
+            error.filename = str(path)
         raise
     fsync_path(path.parent)
 
@@ -104,7 +107,8 @@ def link_or_copy(source: str | Path, target: str | Path) -> None:
 def only_process(folder: Path) -> Iterator[None]:
     """Make the folder, and keep other processes that ask for the same out of it; the lock ends with the process.
 
-    Where the operating system or the file system knows no such lock, nobody is kept out.
+    Where the operating system or the file system knows no such lock, nobody is kept out. A folder in which nothing was
+    made is gone afterwards.
 
     Raises:
         DataError: another process is at work there.
@@ -123,7 +127,11 @@ def only_process(folder: Path) -> Iterator[None]:
             raise DataError(f"{folder}: another process is at work here. Wait for it, or give another --run.") from None
         except OSError:
             pass  # a file system without such locks
-        yield
+        try:
+            yield
+        finally:
+            with suppress(OSError):
+                folder.rmdir()  # where nothing came of it: a folder that holds something stays
     finally:
         os.close(handle)
 

@@ -18,7 +18,7 @@ import numpy.typing as npt
 import polars as pl
 
 from ckd.data.atomic import replace_folder, write_json
-from ckd.errors import DataError
+from ckd.errors import DataError, did_you_mean
 
 Split = Literal["train", "valid", "test"]
 SPLITS: tuple[Split, ...] = ("train", "valid", "test")
@@ -244,7 +244,9 @@ def _read_meta(folder: Path) -> dict[str, Any]:
     try:
         meta = json.loads(path.read_text())
     except (FileNotFoundError, NotADirectoryError):
-        raise DataError(f"{folder}: no prepared domain here. Run `ckd prepare` first.") from None
+        known = [other.parent.name for other in folder.parent.glob("*/domain.json")]
+        hint = did_you_mean(folder.name, known) if known else ""
+        raise DataError(f"{folder}: no prepared domain here. Run `ckd prepare` first.{hint}") from None
     except ValueError as error:
         raise DataError(f"{path}: not valid JSON ({error}). Prepare the domain again.") from None
     found = meta.get("format") if isinstance(meta, dict) else None

@@ -13,7 +13,7 @@ from polars import selectors
 from safetensors import SafetensorError, safe_open
 
 from ckd.data.domain import Domain, columns
-from ckd.errors import DataError, did_you_mean
+from ckd.errors import DataError, did_you_mean, first_line
 
 #: Names by which the id column of a Parquet file is found where none is given.
 ID_COLUMNS = ("raw_id", "item_id", "user_id", "id", "parent_asin", "asin", "item", "user")
@@ -236,7 +236,7 @@ def _parquet_schema(path: Path) -> pl.Schema:
     try:
         return pl.Schema(pl.read_parquet_schema(path))
     except (pl.exceptions.PolarsError, OSError) as error:
-        raise DataError(f"{path}: not a Parquet file ({str(error).splitlines()[0]}).") from None
+        raise DataError(f"{path}: not a Parquet file ({first_line(error)}).") from None
 
 
 def _id_column(path: Path, schema: pl.Schema, asked: str | None) -> str | None:
@@ -315,7 +315,7 @@ def _read_npy(path: Path) -> npt.NDArray[Any]:
     try:
         found: npt.NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, OSError, EOFError) as error:
-        raise DataError(f"{path}: not an array of numbers in numpy's format ({str(error).splitlines()[0]}).") from None
+        raise DataError(f"{path}: not an array of numbers in numpy's format ({first_line(error)}).") from None
     return found
 
 

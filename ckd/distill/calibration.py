@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ckd.distill.losses import BLOCK_ELEMENTS
 from ckd.errors import DataError
+from ckd.nn.chunks import block_rows
 
 #: Scores that are looked at, as a number of elements; of more, evenly spaced instances are taken.
 SCORES = 1 << 30
@@ -89,7 +89,7 @@ class _Scores:
 
     def _blocks(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """(r, N) scores and the (r, 1) target's own."""
-        step = max(1, BLOCK_ELEMENTS // len(self.items))
+        step = block_rows(len(self.items), self.items.device)
         for start in range(0, len(self.users), step):
             scores = self.users[start : start + step] @ self.items.T
             yield scores, scores.gather(1, self.targets[start : start + step, None])

@@ -15,12 +15,9 @@ import torch
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from ckd.nn.chunks import row_chunks
+from ckd.nn.chunks import block_rows, row_chunks
 
 Direction = Literal["student", "teacher"]
-
-#: Rows of the logit matrix that are held at a time, as a number of elements: 64 MiB in float32.
-BLOCK_ELEMENTS = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -87,7 +84,7 @@ class _FullSoftmaxLoss(torch.autograd.Function):
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         n, count = len(encoded), len(table)
         items = targets
-        step = max(1, min(n, BLOCK_ELEMENTS // count))
+        step = min(n, block_rows(count, table.device))
         if isinstance(distill, CatalogueTarget):
             items, step = None, min(step, distill.step)
         elif distill is not None and distill.items is not None:
@@ -245,18 +242,6 @@ def unfactored_divergence(
     slices = [slice(start, min(start + distill.step, len(encoded))) for start in range(0, len(encoded), distill.step)]
     parts = [checkpoint(divergence, encoded[rows], rows, use_reentrant=False) for rows in slices]
     return torch.stack(parts).sum() / len(encoded)
-
-
-def full_cross_entropy(
-    encoded: torch.Tensor,
-    table: torch.Tensor,
-    targets: torch.Tensor,
-    *,
-    scale: float = 1.0,
-    pad_in_softmax: bool = True,
-) -> torch.Tensor:
-    """Eq. (6) with every item of the catalogue as candidate: `full_softmax_loss` without a target."""
-    return full_softmax_loss(encoded, table, targets, scale=scale, pad_in_softmax=pad_in_softmax)[0]
 
 
 def in_batch_cross_entropy(

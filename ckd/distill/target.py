@@ -16,9 +16,10 @@ from ckd.distill.consistency import (
     integrate,
     normalise,
 )
-from ckd.distill.losses import BLOCK_ELEMENTS, renormalise
+from ckd.distill.losses import renormalise
 from ckd.distill.masks import catalogue_mask
 from ckd.errors import ConfigError
+from ckd.nn.chunks import block_rows
 
 
 @dataclass(frozen=True)
@@ -162,7 +163,7 @@ class CatalogueRows:
     @property
     def step(self) -> int:
         """Rows whose matrices (scores, masked, normalised and weighted scores of each teacher) are held at a time."""
-        return max(1, BLOCK_ELEMENTS // (len(self.tables[0]) * 4 * (len(self.tables) + 1)))
+        return block_rows(len(self.tables[0]) * 4 * (len(self.tables) + 1), self.tables[0].device)
 
     @property
     def dropped(self) -> torch.Tensor:

@@ -33,9 +33,10 @@ from ckd.distill.masks import in_batch_mask
 from ckd.distill.objective import Distillation, Floats, Objective, Step
 from ckd.distill.parallel import ALONE, Parallel
 from ckd.distill.plan import FULL, Plan, batch_hash
-from ckd.errors import CkdError, ConfigError, DataError, StoreError
+from ckd.errors import CkdError, DataError, StoreError
 from ckd.evaluation.metrics import ranking_metrics
 from ckd.evaluation.ranks import rank_targets
+from ckd.nn.device import pick_device
 from ckd.nn.memory import hold_freed_memory
 from ckd.nn.recommender import Recommender
 from ckd.nn.uncompiled import Adam
@@ -377,20 +378,3 @@ def with_defaults(train: TrainConfig, defaults: dict[str, Any]) -> TrainConfig:
     """The training settings with a model's own defaults wherever the user has said nothing."""
     said = {name: getattr(train, name) for name in train.model_fields_set}
     return TrainConfig(**{**defaults, **said})
-
-
-def pick_device(name: str) -> torch.device:
-    """The device of that name; `auto` is a GPU where there is one.
-
-    Raises:
-        ConfigError: no such device here.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).split("\n")[0].rstrip(".")
-        raise ConfigError(f"train.device={name!r}: {reason}. Use auto, cpu or cuda.") from None
-    return device

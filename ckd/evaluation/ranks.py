@@ -27,7 +27,7 @@ from ckd.data.atomic import replace_file
 from ckd.data.batch import Batch, Batches
 from ckd.data.domain import SPLITS, Domain, Instances, Split
 from ckd.distill.parallel import ALONE, Parallel
-from ckd.errors import CkdError, DataError
+from ckd.errors import CkdError, DataError, first_line
 from ckd.nn.chunks import row_chunks
 from ckd.nn.device import device_of
 from ckd.nn.evaluating import evaluating
@@ -42,8 +42,13 @@ META = b"ckd.ranks"
 #: Items that a teacher encodes at once.
 ITEM_BATCH = 1024
 
-#: Positions of histories, padding counted, that are encoded in one forward pass.
-POSITIONS = 1 << 11
+#: Positions of histories, padding counted, that are encoded in one forward pass, and items scored at a time.
+POSITIONS, ITEM_BLOCK = 1 << 11, 1 << 13
+#: The same on a GPU, which needs more work at once to be busy.
+GPU_POSITIONS, GPU_ITEM_BLOCK = 1 << 16, 1 << 16
+
+#: Most batches that are taken up together where items are scored in blocks.
+TOGETHER = 16
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -93,22 +98,24 @@ def rank_targets(
     batch_size: int = 512,
     device: torch.device | str | None = None,
     mask_history: bool = False,
-    item_block: int = 8192,
+    item_block: int | None = None,
     model: str = "",
     parallel: Parallel = ALONE,
 ) -> Ranks:
     """Rank the target of every instance of `split` among all items of the domain, in one pass.
 
-    Scores of `batch_size` x `item_block` are held at a time, whatever the size of the catalogue. The model is switched
-    to evaluation mode meanwhile and left as it was.
+    Scores of `batch_size` x `item_block` are held at a time, whatever the size of the catalogue. Instances are scored
+    with those whose target is of the same block of items; of a catalogue of many blocks more are taken up together, up
+    to `TOGETHER` batches, so that each product has rows enough. The model is switched to evaluation mode meanwhile and
+    left as it was.
 
     Args:
         recommender: a student or a teacher.
-        batch_size: instances that are scored together; they go by length, so that little is padded, and long
+        batch_size: most instances that are scored together; they go by length, so that little is padded, and long
             histories are encoded in several passes.
         device: where to compute; a model elsewhere is moved there. None: where the model is.
         mask_history: leave out all items of the user's past except the target. The published tables do not.
-        item_block: items scored at a time.
+        item_block: items scored at a time; none: 8,192, and 65,536 on a GPU.
         model: name of what is evaluated, kept with the ranks.
         parallel: this process among those that rank together, each some of the batches; all get all ranks.
 
@@ -116,7 +123,7 @@ def rank_targets(
         DataError: the split has no target with a history, or the model was made for another number of items.
         CkdError: the model gives NaN for a score.
     """
-    if batch_size < 1 or item_block < 1:
+    if batch_size < 1 or (item_block is not None and item_block < 1):
         raise ValueError(f"batch_size {batch_size} and item_block {item_block} must be at least 1")
     instances = domain.instances(split)
     if not len(instances):
@@ -124,20 +131,24 @@ def rank_targets(
     if isinstance(recommender, nn.Module) and device is not None:
         recommender.to(device)
     device = torch.device(device) if device is not None else device_of(recommender)
+    on_gpu = device.type != "cpu"
+    item_block = item_block or (GPU_ITEM_BLOCK if on_gpu else ITEM_BLOCK)
+    positions = GPU_POSITIONS if on_gpu else POSITIONS
+    together = batch_size * min(TOGETHER, -(-domain.n_items // item_block))
     order = np.argsort(instances.lengths, kind="stable")
     build = Batches(domain, instances)
     found = torch.zeros(len(order), dtype=torch.int64, device=device)
     with evaluating(recommender):
         encode, score = scoring(recommender, domain, device)
-        for start in range(parallel.rank * batch_size, len(order), parallel.size * batch_size):
-            ids = order[start : start + batch_size]
-            rows = max(1, POSITIONS // int(instances.lengths[ids[-1]]))
+        for start in range(parallel.rank * together, len(order), parallel.size * together):
+            ids = order[start : start + together]
+            rows = max(1, positions // int(instances.lengths[ids[-1]]))
             parts = [encode(build(ids[at : at + rows]).to(device)) for at in range(0, len(ids), rows)]
             encoded = torch.cat(parts) if len(parts) > 1 else parts[0]
             seen = _seen(domain, instances, ids) if mask_history else None
             draws = tie_draws(instances, ids)
-            ranks = _rank_batch(score, encoded, instances.targets[ids], draws, seen, domain.n_items, item_block)
-            found[start : start + batch_size] = ranks
+            sizes = batch_size, domain.n_items, item_block
+            found[start : start + together] = _rank_batch(score, encoded, instances.targets[ids], draws, seen, *sizes)
     rank = np.empty(len(order), dtype=np.int64)
     rank[order] = parallel.sum(found).cpu().numpy()
     failed = np.flatnonzero(rank < 1)
@@ -220,24 +231,26 @@ def _rank_batch(
     targets: npt.NDArray[np.int32],
     draws: Floats,
     seen: tuple[Ints, Ints] | None,
+    most: int,
     n_items: int,
     item_block: int,
 ) -> torch.Tensor:
     """(B,) int64 ranks of the targets, 0 where a score is NaN.
 
-    Instances whose targets share an item block go together, their own block first: the target's score then comes out
-    of the same product as its rivals', so equal items tie exactly, and every score is computed once.
+    Instances whose targets share an item block go together, at most `most` of them, their own block first: the score of
+    the target then comes out of the same product as its rivals', so equal items tie exactly, and each is computed once.
     """
     starts = range(1, n_items + 1, item_block)
     own = (targets - 1) // item_block
     ranks = torch.empty(len(targets), dtype=torch.int64, device=encoded.device)
     for block in np.unique(own):
-        rows = np.flatnonzero(own == block)
-        index = torch.from_numpy(rows).to(encoded.device)
         blocks = [starts[block], *(start for start in starts if start != starts[block])]
         bounds = [(low, min(low + item_block, n_items + 1)) for low in blocks]
-        part = encoded if len(rows) == len(targets) else encoded[index]
-        ranks[index] = _count(score, part, targets[rows], draws[rows], _of_rows(seen, rows), bounds)
+        there = np.flatnonzero(own == block)
+        for rows in np.split(there, range(most, len(there), most)):
+            index = torch.from_numpy(rows).to(encoded.device)
+            part = encoded if len(rows) == len(targets) else encoded[index]
+            ranks[index] = _count(score, part, targets[rows], draws[rows], _of_rows(seen, rows), bounds)
     return ranks
 
 
@@ -350,7 +363,7 @@ def load_ranks(path: Path, domain: Domain | None = None) -> Ranks:
     except FileNotFoundError:
         raise DataError(f"{path}: no ranks here. Run `ckd evaluate` first.") from None
     except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{path}: damaged ({str(error).splitlines()[0]}). Delete it and evaluate again.") from None
+        raise DataError(f"{path}: damaged ({first_line(error)}). Delete it and evaluate again.") from None
     stored = (table.schema.metadata or {}).get(META)
     if stored is None:
         raise DataError(f"{path}: Parquet, but holds no ranks. Name a file that `ckd evaluate` wrote.")

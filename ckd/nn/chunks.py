@@ -1,4 +1,4 @@
-"""Rows of a large matrix in chunks that stay in the processor's cache, for work element by element."""
+"""Rows of a large matrix in blocks that memory holds, and in chunks that stay in the processor's cache."""
 
 from __future__ import annotations
 
@@ -6,8 +6,20 @@ from collections.abc import Iterator
 
 import torch
 
+#: Elements of a block that is held at a time: 64 MiB in float32.
+BLOCK_ELEMENTS = 1 << 24
+
+#: How many times as large it is on a GPU, which needs more work at once than a processor to be busy: 512 MiB.
+ON_GPU = 8
+
 #: Elements of a chunk: 1 MiB in float32.
 CHUNK_ELEMENTS = 1 << 18
+
+
+def block_rows(width: int, device: torch.device) -> int:
+    """How many rows of `width` elements a block has, one at least."""
+    elements = BLOCK_ELEMENTS if device.type == "cpu" else BLOCK_ELEMENTS * ON_GPU
+    return max(1, elements // width)
 
 
 def row_chunks(matrix: torch.Tensor) -> Iterator[slice]:

@@ -1,9 +1,11 @@
-"""Where a model lies."""
+"""Where a model lies, and where it is to be."""
 
 from __future__ import annotations
 
 import torch
 from torch import nn
+
+from ckd.errors import ConfigError, first_line
 
 
 def device_of(model: object) -> torch.device:
@@ -12,3 +14,22 @@ def device_of(model: object) -> torch.device:
         for tensor in (*model.parameters(), *model.buffers()):
             return tensor.device
     return torch.device("cpu")
+
+
+def pick_device(name: str, key: str = "train.device") -> torch.device:
+    """The device of that name; `auto` is a GPU where there is one.
+
+    Args:
+        key: what the user has set, for the message.
+
+    Raises:
+        ConfigError: torch knows no such device, or this machine has none.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"{key}={name!r}: {first_line(error)}. Use auto, cpu or a GPU of this machine.") from None
+    return device

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from ckd.data.atomic import replace_file
-from ckd.errors import DataError
+from ckd.errors import DataError, first_line
 
 Tensors = dict[str, torch.Tensor]
 
@@ -74,7 +74,7 @@ def read_checkpoint(path: Path) -> Tensors:
             "['state_dict'], 'OUT')\""
         ) from None
     except Exception as error:  # a damaged file can fail anywhere in torch's reader
-        raise DataError(f"{path}: not a readable torch or safetensors file ({_first_line(error)}).") from None
+        raise DataError(f"{path}: not a readable torch or safetensors file ({first_line(error)}).") from None
     nest = next((key for key in NESTS if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping)), None)
     tensors = loaded if nest is None else loaded[nest]
     if isinstance(tensors, Mapping):
@@ -112,7 +112,3 @@ def put_weights(
             + "."
         )
     model.load_state_dict(dict(tensors), strict=False)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).split("\n")[0]

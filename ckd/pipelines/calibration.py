@@ -12,12 +12,13 @@ from torch.nn import functional as F
 from ckd.config import DistillConfig
 from ckd.data.atomic import write_json
 from ckd.data.batch import Batches
+from ckd.data.described import read_json
 from ckd.data.domain import Domain
 from ckd.distill.calibration import likeliest_temperature
-from ckd.distill.trainer import pick_device
 from ckd.errors import ConfigError
+from ckd.nn.device import pick_device
 from ckd.pipelines.finetune_teacher import load_teacher, teacher_fingerprint
-from ckd.pipelines.workspace import read_json, teacher_folder
+from ckd.pipelines.workspace import teacher_folder
 from ckd.teachers.protocol import Teacher
 
 #: The temperature and what it was found for, in the teacher's folder.

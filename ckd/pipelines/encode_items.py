@@ -31,7 +31,7 @@ from ckd.data.features import (
     save_features,
 )
 from ckd.errors import ConfigError, DataError, file_name
-from ckd.pipelines.item_contents import Contents, picture_contents, text_contents
+from ckd.pipelines.item_contents import Contents, find_pictures, picture_contents, text_contents
 from ckd.pipelines.progress import Progress, silent
 from ckd.pipelines.workspace import domain_folder
 from ckd.teachers.encoders.cache import KEY, VectorCache
@@ -123,9 +123,10 @@ def encode_items(work: Path, domain_name: str, config: EncodeConfig, progress: P
         encoder = TextEncoder(config.text)
         contents = text_contents(domain, encoder, config.word_drop, config.seed)
     else:
+        # Before a model, which may have to be fetched.
+        pictures = find_pictures(domain, None if config.images is None else Path(config.images).expanduser())
         encoder = ImageEncoder(config.image)
-        folder = None if config.images is None else Path(config.images).expanduser()
-        contents = picture_contents(domain, encoder, folder, progress)
+        contents = picture_contents(pictures, encoder, progress)
     dropped = {"word_drop": config.word_drop, "seed": config.seed} if config.word_drop else {}
     source = {"model": encoder.name, "encoder": encoder.identity, "contents": contents.hash, **dropped}
     features = _saved(domain, name, source)

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from ckd.data.atomic import write_json
 from ckd.data.domain import Domain, Split
-from ckd.distill.trainer import pick_device
 from ckd.errors import DataError
 from ckd.evaluation.metrics import ranking_metrics
 from ckd.evaluation.ranks import Ranks, load_ranks, rank_targets, save_ranks
 from ckd.evaluation.significance import Comparison, compare
+from ckd.nn.device import pick_device
 from ckd.nn.recommender import Recommender
 from ckd.pipelines.finetune_teacher import RESULT, load_teacher
 from ckd.pipelines.train_student import STUDENT_FILE, load_student

@@ -14,10 +14,10 @@ import yaml
 
 from ckd.config import TrainConfig
 from ckd.data.atomic import replace_file
+from ckd.data.described import read_json
 from ckd.data.domain import SPLITS, Domain, Split, columns
 from ckd.errors import ConfigError, DataError
 from ckd.nn.recommender import Recommender
-from ckd.pipelines.workspace import read_json
 
 MODEL_FILE = "model.pth"
 CONFIG_FILE = "recbole.yaml"

@@ -12,23 +12,28 @@ import torch
 
 from ckd.baselines.hetcomp_parts.kept import RankingRecorder, drop_begun, kept_epochs, kept_every
 from ckd.config import PlanConfig, RunConfig, TrainConfig, parse
-from ckd.data.atomic import only_process, write_json
+from ckd.data.atomic import empty_folder, only_process, write_json
+from ckd.data.described import read_json
 from ckd.data.domain import Domain
 from ckd.distill import live
 from ckd.distill.checkpoint import require_same_run
 from ckd.distill.events import require_tensorboard
 from ckd.distill.plan import build_plan
-from ckd.distill.trainer import Trained, Trainer, pick_device, with_defaults
+from ckd.distill.trainer import Trained, Trainer, with_defaults
 from ckd.errors import ConfigError, DataError
 from ckd.evaluation.metrics import ranking_metrics
 from ckd.evaluation.ranks import rank_targets
+from ckd.nn.device import pick_device
 from ckd.nn.recommender import Recommender
 from ckd.pipelines.progress import Progress, silent
 from ckd.pipelines.workspace import (
+    claim_name,
     content_hash,
     domain_folder,
     named_features,
-    read_json,
+    other_runs,
+    require_files,
+    student_folder,
     teacher_folder,
     versions,
 )
@@ -37,6 +42,7 @@ from ckd.teachers.common.identity import as_found, continued
 from ckd.teachers.protocol import SelfFinetuning, Teacher
 
 RESULT = "result.json"
+RESTART = "Give --restart to make it again."
 
 
 @dataclass(frozen=True)
@@ -67,6 +73,7 @@ def finetune_teacher(
     progress: Progress = silent,
     on_epoch: Callable[[dict[str, Any]], None] | None = None,
     keep_rankings: int | None = None,
+    restart: bool = False,
 ) -> FinetunedTeacher:
     """Fine-tune the teacher and keep its best epoch by validation NDCG@10.
 
@@ -76,9 +83,10 @@ def finetune_teacher(
         keep_rankings: keep the users' ranking lists of every so many epochs, and of the best, in the teacher's folder
             for HetComp; none: keep none. The teacher is the same. Of one that does not tell its epochs only the
             finished teacher's lists are kept.
+        restart: discard what is in the run's folder.
 
     Raises:
-        ConfigError: unknown teacher or key.
+        ConfigError: unknown teacher or key, or a student's name for the run.
         DataError: the run's folder holds something else, or began without keeping the lists that are asked for.
     """
     domain = Domain.load(domain_folder(work, domain_name))
@@ -97,15 +105,19 @@ def finetune_teacher(
         "start": _start_fingerprint(model_config),
         "seed": config.seed,
     }
-    identity = continued(identity, folder / "last.safetensors")
-    done = _finished(folder, identity, keep_rankings)
-    if done is not None:
-        return done
+    claim_name(folder, student_folder(work, domain_name, folder.name), "student")
+    if not restart:
+        identity = continued(identity, folder / "last.safetensors")
+        done = _finished(folder, identity, keep_rankings)
+        if done is not None:
+            return done
     torch.manual_seed(config.seed)
     model = teacher_class.create(model_config, domain)
     _require_trainable(model, teacher_name)
     keep = RankingRecorder(model, domain, folder, keep_rankings) if keep_rankings is not None else None
     with only_process(folder):
+        if restart:
+            empty_folder(folder)
         if keep is None:
             drop_begun(folder)
         else:
@@ -152,7 +164,8 @@ def load_result(work: Path, domain: Domain, run: str) -> dict[str, Any]:
         DataError: no such teacher, or it was fine-tuned on other content.
     """
     folder = teacher_folder(work, domain.name, run)
-    result = read_json(folder / RESULT, f"Run `ckd finetune-teacher --domain {domain.name} --teacher {run}` first.")
+    missing = f"Run `ckd finetune-teacher --domain {domain.name}` first.{other_runs(folder, RESULT)}"
+    result = read_json(folder / RESULT, RESTART, missing)
     if result["identity"]["domain"] != domain.fingerprint:
         raise DataError(
             f"{folder}: fine-tuned on content {result['identity']['domain']}, the domain is now {domain.fingerprint}. "
@@ -164,7 +177,8 @@ def load_result(work: Path, domain: Domain, run: str) -> dict[str, Any]:
 def _finished(folder: Path, identity: dict[str, Any], keep_rankings: int | None) -> FinetunedTeacher | None:
     if not (folder / RESULT).exists():
         return None
-    result = read_json(folder / RESULT, "Delete the folder to fine-tune again.")
+    result = read_json(folder / RESULT, RESTART)
+    require_files(folder, ["model.safetensors", "teacher.json"], RESTART)
     require_same_run(folder, result["identity"], as_found(identity, result["identity"]))
     every = kept_every(folder)
     if keep_rankings not in (None, every):

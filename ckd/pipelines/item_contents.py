@@ -82,8 +82,21 @@ def text_contents(domain: Domain, encoder: TextEncoder, word_drop: float, seed: 
     return Contents(table, encode, TEXT_BLOCK, "text")
 
 
-def picture_contents(domain: Domain, encoder: ImageEncoder, folder: Path | None, progress: Progress) -> Contents:
-    """The items' pictures: the files in `folder` named by raw id, or else those that the image column names or holds.
+@dataclass(frozen=True)
+class Pictures:
+    """Where the items' pictures are.
+
+    Attributes:
+        sources: by item, for those that have one.
+        unknown: files that belong to no item.
+    """
+
+    sources: dict[int, Source]
+    unknown: int
+
+
+def find_pictures(domain: Domain, folder: Path | None) -> Pictures:
+    """The files in `folder` named by raw id, or else what the image column names or holds.
 
     Raises:
         DataError: there is neither a folder nor a column, no item has a picture, or two files are named for one item.
@@ -92,7 +105,16 @@ def picture_contents(domain: Domain, encoder: ImageEncoder, folder: Path | None,
     if not found:
         where = f"{folder}" if folder else f"{domain.folder}/items.parquet, column {columns.IMAGE!r}"
         raise DataError(f"{where}: no picture of any item. Name files by raw item id, such as {_example(domain)!r}.")
-    sources = list(found.values())
+    return Pictures(found, unknown)
+
+
+def picture_contents(pictures: Pictures, encoder: ImageEncoder, progress: Progress) -> Contents:
+    """The items' pictures as they are encoded.
+
+    Raises:
+        DataError: one cannot be read.
+    """
+    sources = list(pictures.sources.values())
 
     def contents() -> Iterator[bytes]:
         for done, source in enumerate(sources):
@@ -102,8 +124,8 @@ def picture_contents(domain: Domain, encoder: ImageEncoder, folder: Path | None,
     def encode(rows: npt.NDArray[np.integer], report: Report) -> Encoded:
         return encoder.encode([sources[row] for row in rows], report)
 
-    table = _table(np.array(list(found)), content_keys(contents()), [0] * len(sources))
-    return Contents(table, encode, IMAGE_BLOCK, "picture", unknown, encoder.traits)
+    table = _table(np.array(list(pictures.sources)), content_keys(contents()), [0] * len(sources))
+    return Contents(table, encode, IMAGE_BLOCK, "picture", pictures.unknown, encoder.traits)
 
 
 def _table(items: npt.NDArray[np.integer], keys: pl.DataFrame, order: list[int]) -> pl.DataFrame:

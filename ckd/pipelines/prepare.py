@@ -18,7 +18,8 @@ from ckd.data.ingest import find_format
 from ckd.data.ingest.problems import Malformed, Problems
 from ckd.data.ingest.raw import IngestFormat, RawDomain, ReadOptions
 from ckd.data.ingest.spool import IMAGE, ITEM, LINE, RAW, SPLIT, TEXT, USER
-from ckd.errors import ConfigError, DataError, file_name
+from ckd.errors import ConfigError, DataError, did_you_mean, file_name
+from ckd.pipelines.prepared_from import inputs_of, require_same_domain
 from ckd.pipelines.progress import Progress, silent
 from ckd.pipelines.workspace import domain_folder
 
@@ -57,8 +58,11 @@ def prepare(
     format: str | None = None,
     config: PrepareConfig | None = None,
     progress: Progress = silent,
+    replace: bool = False,
 ) -> Prepared:
     """Read `source`, filter it, split it leave-one-out unless it has a split, and save it as the domain `name`.
+
+    The same domain may be prepared again at any time; its features and pictures stay.
 
     Args:
         work: the work folder; the domain is saved in `domains/<name>` below it.
@@ -67,9 +71,11 @@ def prepare(
         format: name of an ingest format, None to look at the source.
         config: filters and split.
         progress: receives the bytes or rows read of each file.
+        replace: put it in the place of another domain of that name, to which plans, scores and runs may belong.
 
     Raises:
-        DataError: the source is missing, malformed, of no or several formats, or nothing is left of it.
+        DataError: the source is missing, malformed, of no or several formats, nothing is left of it, or another domain
+            has the name.
         ConfigError: a name that is no file name, an unknown format, or a filter that would break a given split.
     """
     config = config or PrepareConfig()
@@ -89,16 +95,20 @@ def prepare(
             raise DataError(_nothing_left(raw, read, taken, problems.malformed))
         coded = compact(coded, keep_all_items=raw.has_split)
         item_table = _item_table(raw, coded.items, config)
+        inputs = inputs_of(raw, source)
     notes = {
-        "source": str(source),
+        "source": str(source.absolute()),
+        "inputs": inputs,
         "format": format,
         "config": config.model_dump(mode="json"),
         "interactions_read": read,
         "removed": [asdict(each) for each in taken],
         "malformed": [{**asdict(each), "file": str(each.file)} for each in problems.malformed],
     }
-    domain = _domain(name, coded, item_table, config.history_cap, notes).save(folder)
-    return Prepared(domain, format, read, tuple(taken), problems.malformed)
+    domain = _domain(name, coded, item_table, config.history_cap, notes)
+    if not replace:
+        require_same_domain(folder, domain)
+    return Prepared(domain.save(folder), format, read, tuple(taken), problems.malformed)
 
 
 def _refuse_filters(format: str, config: PrepareConfig) -> None:
@@ -181,6 +191,13 @@ def _text(names: list[str], config: PrepareConfig) -> pl.Expr:
     """An item's text: its own, else its title, category and brand, each ended with a full stop, as UniSRec has it."""
     own = pl.col(TEXT).fill_null("") if TEXT in names else pl.lit("")
     attributes = [name for name in names if name not in (RAW, LINE, TEXT, IMAGE)]
+    if "text_fields" in config.model_fields_set:
+        for name in config.text_fields:
+            if name not in attributes:
+                raise ConfigError(
+                    f"prepare.text_fields={list(config.text_fields)}: items have no attribute {name!r}."
+                    f"{did_you_mean(name, attributes)}"
+                )
     chosen = [name for name in config.text_fields if name in attributes] or attributes
     if not chosen:
         return own

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from ckd.config import RunConfig, parse
-from ckd.data.atomic import only_process, write_json
+from ckd.data.atomic import empty_folder, only_process, write_json
+from ckd.data.described import read_json
 from ckd.data.domain import Domain
 from ckd.distill.trainer import with_defaults
 from ckd.errors import ConfigError, DataError
-from ckd.pipelines.finetune_teacher import RESULT, teacher_fingerprint
+from ckd.pipelines.finetune_teacher import RESTART, RESULT, teacher_fingerprint
 from ckd.pipelines.progress import Progress, silent
-from ckd.pipelines.workspace import domain_folder, named_features, pretrained_folder, read_json, versions
+from ckd.pipelines.workspace import domain_folder, named_features, pretrained_folder, require_files, versions
 from ckd.teachers import TEACHERS
 from ckd.teachers.common.identity import as_found, start_content
 from ckd.teachers.protocol import Pretrainable
@@ -42,10 +43,14 @@ def pretrain_teacher(
     config: RunConfig,
     run: str | None = None,
     progress: Progress = silent,
+    restart: bool = False,
 ) -> Pretrained:
     """Pre-train the teacher over the domains, in the order given.
 
     A finished run of the same configuration on the same data is returned as it is; an unfinished one goes on.
+
+    Args:
+        restart: discard what is in the run's folder.
 
     Raises:
         ConfigError: unknown teacher, one that has no pre-training, no domain, or an unknown key.
@@ -71,22 +76,25 @@ def pretrain_teacher(
         **start_content(getattr(model_config, "start", None)),
     }
     folder = pretrained_folder(work, run or teacher_name)
-    if (folder / RESULT).exists():
+    if (folder / RESULT).exists() and not restart:
         _check_same(folder, identity)
         return Pretrained(folder, teacher_fingerprint(folder), reused=True)
     with only_process(folder):
+        if restart:
+            empty_folder(folder)
         teacher_class.pretrain(domains, model_config, train, config.seed, folder, progress)
         write_json(folder / RESULT, {"identity": identity, "versions": versions()})
         return Pretrained(folder, teacher_fingerprint(folder), reused=False)
 
 
 def _check_same(folder: Path, identity: dict[str, Any]) -> None:
-    found = read_json(folder / RESULT, "Delete the folder to pre-train again.").get("identity")
+    found = read_json(folder / RESULT, RESTART).get("identity")
     if not isinstance(found, dict):
-        raise DataError(f"{folder}: holds an imported teacher. Give another --run, or delete the folder.")
+        raise DataError(f"{folder}: holds an imported teacher. Give another --run, or --restart to discard it.")
     for key, value in as_found(identity, found, added=("order", "start")).items():
         if found.get(key) != value:
             raise DataError(
                 f"{folder}: holds a teacher with {key} = {found.get(key)}, this run has {value}. "
-                "Give another --run, or delete the folder."
+                "Give another --run, or --restart to discard it."
             )
+    require_files(folder, ["model.safetensors", "teacher.json"], RESTART)

@@ -12,9 +12,9 @@ import torch
 
 from ckd.data.batch import Batch
 from ckd.data.domain import Domain, columns
-from ckd.distill.trainer import pick_device
 from ckd.errors import CkdError, ConfigError, DataError, did_you_mean
 from ckd.evaluation.ranks import Score, scoring
+from ckd.nn.device import pick_device
 from ckd.nn.recommender import Recommender
 from ckd.pipelines.train_student import load_student
 from ckd.pipelines.workspace import domain_folder

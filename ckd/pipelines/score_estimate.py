@@ -15,8 +15,8 @@ from ckd.config import RunConfig
 from ckd.data.batch import Batches
 from ckd.data.domain import Domain
 from ckd.distill.plan import Plan
-from ckd.distill.trainer import pick_device
 from ckd.errors import ConfigError
+from ckd.nn.device import pick_device
 from ckd.pipelines.finetune_teacher import load_teacher
 from ckd.pipelines.plan import estimate, load_plan
 from ckd.pipelines.teacher_vectors import outstanding, vectors_folder

@@ -21,9 +21,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ckd.data.batch import Batch, Batches
 from ckd.data.domain import Domain
-from ckd.distill.trainer import pick_device
 from ckd.errors import ConfigError, DataError
 from ckd.evaluation.ranks import scoring
+from ckd.nn.device import pick_device
 from ckd.nn.recommender import Recommender
 from ckd.pipelines.evaluate import run_folder
 from ckd.pipelines.finetune_teacher import RESULT, load_teacher

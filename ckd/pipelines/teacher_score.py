@@ -17,7 +17,7 @@ from ckd.config import RunConfig, ScoreConfig
 from ckd.data.batch import Batches
 from ckd.data.domain import Domain
 from ckd.distill.plan import Plan
-from ckd.distill.trainer import pick_device
+from ckd.nn.device import pick_device
 from ckd.pipelines.calibration import asks_for_calibration, calibrated_temperature
 from ckd.pipelines.finetune_teacher import finetune_teacher, load_teacher
 from ckd.pipelines.plan import load_plan

@@ -24,8 +24,8 @@ from ckd.errors import ConfigError, DataError, did_you_mean
 from ckd.nn.recommender import Recommender
 from ckd.pipelines.finetune_teacher import RESULT, load_result, teacher_fingerprint
 from ckd.pipelines.progress import Progress, silent
-from ckd.pipelines.train_student import STUDENT_FILE, finished_run
-from ckd.pipelines.workspace import domain_folder, student_folder, teacher_folder, teachers_folder, versions
+from ckd.pipelines.train_student import STUDENT_FILE, finished_run, new_student_folder
+from ckd.pipelines.workspace import domain_folder, teacher_folder, teachers_folder, versions
 
 OnEpoch = Callable[[dict[str, Any]], None]
 
@@ -121,7 +121,7 @@ def train_baseline(
         if on_epoch is not None:
             on_epoch(row)
 
-    folder = student_folder(work, domain_name, run or "-".join(parts))
+    folder = new_student_folder(work, domain_name, run or "-".join(parts))
     return _train(job, domain, config.seed, folder, restart, tell)
 
 

@@ -13,25 +13,37 @@ import torch
 from ckd.baselines import model_class
 from ckd.config import RunConfig, parse
 from ckd.data.atomic import empty_folder, only_process, write_json
+from ckd.data.described import read_json
 from ckd.data.domain import Domain
 from ckd.distill.checkpoint import require_same_run
 from ckd.distill.events import require_tensorboard
 from ckd.distill.parallel import ALONE, Parallel
-from ckd.distill.trainer import OnStep, Trained, Trainer, pick_device, with_defaults
-from ckd.errors import DataError, StoreError
+from ckd.distill.trainer import OnStep, Trained, Trainer, with_defaults
+from ckd.errors import ConfigError, DataError, StoreError
+from ckd.nn.device import pick_device
 from ckd.nn.recommender import Recommender
 from ckd.nn.weights import put_weights, read_weights
 from ckd.pipelines.distillation import distillation_from
 from ckd.pipelines.finetune_teacher import RESULT
 from ckd.pipelines.plan import load_plan
 from ckd.pipelines.score_binding import open_scores, store_location
-from ckd.pipelines.workspace import domain_folder, read_json, student_folder, teachers_folder, versions
+from ckd.pipelines.workspace import (
+    claim_name,
+    domain_folder,
+    other_runs,
+    require_files,
+    student_folder,
+    teacher_folder,
+    teachers_folder,
+    versions,
+)
 from ckd.store.location import Location
 from ckd.store.manifest import MANIFEST
 from ckd.students import STUDENTS
 
 #: Describes a student's checkpoint, beside it.
 STUDENT_FILE = "student.json"
+RESTART = "Give --restart to train again."
 
 
 @dataclass(frozen=True)
@@ -43,12 +55,14 @@ class TrainedStudent:
         trained: best epoch, validation metrics and log rows.
         reused: it was there already, trained from the same inputs.
         mismatches: by teacher, what scores that were made for something else were made for.
+        weights: w_k by teacher; of the base model none.
     """
 
     folder: Path
     trained: Trained
     reused: bool
     mismatches: dict[str, str]
+    weights: dict[str, float]
 
 
 def train_student(
@@ -82,7 +96,8 @@ def train_student(
             is not part of the run's identity: one that was interrupted may go on with another number.
 
     Raises:
-        ConfigError: unknown student, teacher weight or key, or TensorBoard asked for and missing.
+        ConfigError: unknown student, teacher weight or key, more epochs than planned, a teacher's name for the run, or
+            TensorBoard asked for and missing.
         DataError, StoreError: inputs are missing, damaged or do not belong together.
     """
     domain = Domain.load(domain_folder(work, domain_name))
@@ -92,7 +107,12 @@ def train_student(
     train = with_defaults(config.train, student_class.TRAIN_DEFAULTS)
     pick_device(parallel.device or train.device)
     require_tensorboard(train)
-    folder = student_folder(work, domain_name, run or "-".join([student_name, *teachers]))
+    folder = new_student_folder(work, domain_name, run or "-".join([student_name, *teachers]))
+    if config.train.epochs is not None and config.train.epochs > plan.epochs:
+        raise ConfigError(
+            f"train.epochs={config.train.epochs}: plan {plan.id} has {plan.epochs}. Give no more, or plan more with "
+            "plan.epochs."
+        )
     readers = {name: open_scores(work, domain, plan, name, allow_mismatch, scores) for name in teachers}
     identity = {
         "student": student_name,
@@ -107,19 +127,21 @@ def train_student(
     }
     done = None if restart else finished_run(folder, identity)
     if done is not None:
-        return TrainedStudent(folder, done, reused=True, mismatches=identity["mismatches"])
+        return _trained(folder, done, read_json(folder / STUDENT_FILE, RESTART), reused=True)
     distillation = None
     if readers:
         device = parallel.device or train.device
         distillation = distillation_from(work, domain, plan, readers, config.distill, device)
     torch.manual_seed(config.seed)
     model: Recommender = student_class.create(model_config, domain)
-    described = {
+    described: dict[str, Any] = {
         "identity": identity,
         "n_items": domain.n_items,
         "history_cap": domain.history_cap,
         "parameters": sum(p.numel() for p in model.parameters()),
         "epsilon": distillation.target.epsilon if distillation else None,
+        # In this order: that of a file's keys is the alphabet's.
+        "teachers": list(readers),
         "teacher_weights": distillation.target.weights.tolist() if distillation else None,
         "temperatures": distillation.temperatures if distillation else None,
         "processes": parallel.size,
@@ -144,7 +166,24 @@ def train_student(
             on_epoch=on_epoch,
             parallel=parallel,
         )
-        return TrainedStudent(folder, trainer.fit(), reused=False, mismatches=identity["mismatches"])
+        return _trained(folder, trainer.fit(), described, reused=False)
+
+
+def _trained(folder: Path, trained: Trained, described: dict[str, Any], reused: bool) -> TrainedStudent:
+    """The result as a run's description has it; one from before teachers were listed there names no weights."""
+    weights = dict(zip(described.get("teachers", ()), described["teacher_weights"] or (), strict=False))
+    return TrainedStudent(folder, trained, reused, described["identity"]["mismatches"], weights)
+
+
+def new_student_folder(work: Path, domain_name: str, run: str) -> Path:
+    """Where a student's run lies that is to be begun, or to go on.
+
+    Raises:
+        ConfigError: it cannot be a name, or is a teacher's.
+    """
+    folder = student_folder(work, domain_name, run)
+    claim_name(folder, teacher_folder(work, domain_name, run), "teacher")
+    return folder
 
 
 def finished_run(folder: Path, identity: dict[str, Any]) -> Trained | None:
@@ -153,15 +192,15 @@ def finished_run(folder: Path, identity: dict[str, Any]) -> Trained | None:
     Raises:
         DataError: the folder holds another run.
     """
-    remedy = "Give --restart to train again."
     if (folder / STUDENT_FILE).exists():
-        require_same_run(folder / STUDENT_FILE, read_json(folder / STUDENT_FILE, remedy).get("identity", {}), identity)
+        require_same_run(folder / STUDENT_FILE, read_json(folder / STUDENT_FILE, RESTART).get("identity", {}), identity)
     if not (folder / "last.json").exists():
         return None
-    state = read_json(folder / "last.json", remedy)
+    state = read_json(folder / "last.json", RESTART)
     if not state["finished"]:
         return None
-    best = read_json(folder / "best.json", remedy)["log"]
+    require_files(folder, ["best.safetensors"], RESTART)
+    best = read_json(folder / "best.json", RESTART)["log"]
     metrics = {k.removeprefix("valid_"): v for k, v in best.items() if k.startswith("valid_")}
     return Trained(best["epoch"], metrics, state["rows"])
 
@@ -193,7 +232,7 @@ def load_student(work: Path, domain: Domain, run: str) -> tuple[Recommender, dic
     """
     folder = student_folder(work, domain.name, run)
     remedy = f"Train it: `ckd train-student --domain {domain.name} --run {run}`."
-    described = read_json(folder / STUDENT_FILE, remedy)
+    described = read_json(folder / STUDENT_FILE, remedy, missing=remedy + other_runs(folder, STUDENT_FILE))
     identity = described["identity"]
     if baseline := identity.get("baseline"):
         remedy = f"Train it: `ckd train-baseline --domain {domain.name} --baseline {baseline} --run {run}`."

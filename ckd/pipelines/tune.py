@@ -12,6 +12,7 @@ import yaml
 
 from ckd.config import RunConfig, parse
 from ckd.data.atomic import discard_partials, replace_file, write_json
+from ckd.data.described import read_json
 from ckd.data.domain import Domain
 from ckd.distill import live
 from ckd.distill.checkpoint import require_same_run
@@ -22,7 +23,7 @@ from ckd.pipelines.progress import Progress, silent
 from ckd.pipelines.reproduce.methods import table3_methods, universal
 from ckd.pipelines.score_binding import open_scores
 from ckd.pipelines.train_student import scored_teachers, train_student
-from ckd.pipelines.workspace import domain_folder, read_json, student_folder, tune_folder, versions
+from ckd.pipelines.workspace import domain_folder, student_folder, tune_folder, versions
 from ckd.students import STUDENTS
 from ckd.tune.samplers import SAMPLERS, check_sampler
 from ckd.tune.space import Kind, Space, read_space

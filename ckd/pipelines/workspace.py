@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import platform
 import re
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -15,7 +15,7 @@ from typing import Any
 
 from ckd.data.domain import Domain
 from ckd.data.features import list_features, read_feature_info
-from ckd.errors import DataError, file_name
+from ckd.errors import ConfigError, DataError, did_you_mean, file_name
 
 #: Packages whose versions are recorded with every result.
 RECORDED = ("ckd-mdsr", "torch", "numpy", "polars", "pyarrow", "transformers", "open_clip_torch")
@@ -108,18 +108,33 @@ def content_hash(*paths: Path) -> str:
     return digest.hexdigest()
 
 
-def read_json(path: Path, remedy: str) -> dict[str, Any]:
-    """The JSON object in `path`.
+def require_files(folder: Path, names: Sequence[str], remedy: str) -> None:
+    """Refuse a finished run from which somebody has taken a file.
 
     Raises:
-        DataError: there is no such file, or it is no JSON; the line ends with `remedy`.
+        DataError: names the first that is not there.
     """
-    try:
-        value = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file. {remedy}") from None
-    except (ValueError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: not valid JSON ({error}). {remedy}") from None
-    if not isinstance(value, dict):
-        raise DataError(f"{path}: expected a JSON object, found {type(value).__name__}. {remedy}")
-    return value
+    for name in names:
+        if not (folder / name).exists():
+            raise DataError(f"{folder / name}: no such file, of a run that is finished. {remedy}")
+
+
+def claim_name(own: Path, other: Path, kind: str) -> None:
+    """Refuse a run's name that a run of the other kind has: commands that take either would find one alone.
+
+    Args:
+        own: folder of the run that is to be made.
+        other: where a run of the other kind and of this name would lie.
+        kind: of the other, for the message.
+
+    Raises:
+        ConfigError: it is there.
+    """
+    if other.exists() and not own.exists():
+        raise ConfigError(f"--run {own.name}: {other} is a {kind} of that name. Give another --run.")
+
+
+def other_runs(folder: Path, file: str) -> str:
+    """Ends a message about a run that is not there: the nearest of those beside it that have `file`, or all names."""
+    names = [path.parent.name for path in folder.parent.glob(f"*/{file}")]
+    return did_you_mean(folder.name, names) if names else ""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ckd.data.atomic import replace_file
-from ckd.pipelines.reproduce.result import Table, experiment_path
+from ckd.pipelines.reproduce.result import Table
 from ckd.report.overview import domains_table, runs_table, searches_table
 from ckd.report.page import Page
 from ckd.report.tables import to_latex, to_markdown
@@ -64,19 +64,20 @@ def make_report(work: Path, out: Path | None = None, tables: Path | None = None)
 
 
 def write_tables(found: Work, folder: Path) -> list[Path]:
-    """`<name>-<domains>.md` and `.tex` of every experiment's tables, and files of the domains, runs and searches."""
+    """`.md` and `.tex` of every experiment's tables, named as its result, and of the domains, runs and searches."""
     groups: dict[str, list[Table]] = {
         "domains": [domains_table(found.domains)] if found.domains else [],
         "runs": [runs_table(found.runs, found.searches)] if found.runs else [],
         "searches": [searches_table(found.searches)] if found.searches else [],
     }
-    for e in found.experiments:
-        groups[experiment_path(folder, e.name, e.domains).stem] = list(e.tables)
+    groups |= {e.stem: list(e.tables) for e in found.experiments}
+    made = {e.stem: e.made_with for e in found.experiments}
     written = []
     for name, tables in sorted(groups.items()):
         if not tables:
             continue
-        for path, text in ((f"{name}.md", to_markdown(tables)), (f"{name}.tex", to_latex(tables, name))):
+        note = made.get(name)
+        for path, text in ((f"{name}.md", to_markdown(tables, note)), (f"{name}.tex", to_latex(tables, name, note))):
             with replace_file(folder / path) as partial:
                 partial.write_text(text, encoding="utf-8")
             written.append(folder / path)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from ckd.pipelines.reproduce.result import (
@@ -17,7 +16,6 @@ from ckd.pipelines.reproduce.result import (
     Series,
     Spread,
     Table,
-    experiment_path,
 )
 from ckd.report.curriculum import data, pictures
 from ckd.report.figures import figure, gallery, line
@@ -106,6 +104,8 @@ class Page:
         if e.seconds is not None:
             facts.append(f"{_duration(e.seconds)} of training")
         parts = [element("p", esc(" · ".join(fact for fact in facts if fact)), class_="lead")]
+        if e.made_with is not None:
+            parts.append(element("p", esc(e.made_with), class_="note"))
         parts.append(element("pre", esc(e.command)))
         if e.example:
             parts.append(
@@ -123,8 +123,7 @@ class Page:
         parts += [element("p", esc(note), class_="note") for note in e.notes]
         parts += [to_html(table) for table in e.tables]
         panels = [*e.panels, *self._curves(e)]
-        name = experiment_path(Path(), e.name, e.domains).stem
-        parts.append(gallery([figure(panel, f"{name}-{n}") for n, panel in enumerate(panels, start=1)]))
+        parts.append(gallery([figure(panel, f"{e.stem}-{n}") for n, panel in enumerate(panels, start=1)]))
         parts += [self._differences(e), self._records(e), folded("Configuration", definition(e.config))]
         parts.append(folded("Versions and machine", definition(e.versions)))
         return title, self.anchor(e.name), "".join(parts)
@@ -297,16 +296,17 @@ class Page:
 
 
 def titles(experiments: Sequence[Experiment]) -> list[str]:
-    """What each is called; experiments of one title are told apart by domains, and where these agree, by methods."""
+    """What each is called; experiments of one title are told apart by domains, then by methods, then by their marks."""
     plain = [f"{e.element}: {e.title}" if e.element else e.title for e in experiments]
     domains = [f"{title}, on {', '.join(e.domains)}" for title, e in zip(plain, experiments, strict=True)]
     methods = [
         f"{title}: {', '.join(dict.fromkeys(run.method for run in e.runs))}"
         for title, e in zip(domains, experiments, strict=True)
     ]
+    marked = [f"{title} ({e.mark})" if e.mark else title for title, e in zip(domains, experiments, strict=True)]
     return [
-        next((name for name, known in ((a, plain), (b, domains)) if known.count(name) == 1), c)
-        for a, b, c in zip(plain, domains, methods, strict=True)
+        next((name for name, known in ((a, plain), (b, domains), (c, methods)) if known.count(name) == 1), d)
+        for a, b, c, d in zip(plain, domains, methods, marked, strict=True)
     ]
 
 

@@ -79,9 +79,10 @@ def _right(table: Table) -> list[bool]:
 # --- Markdown --------------------------------------------------------------------------------------------------------
 
 
-def to_markdown(tables: Sequence[Table]) -> str:
-    """The tables one below the other, each with its title and notes."""
-    return "\n".join(_markdown(table) for table in tables)
+def to_markdown(tables: Sequence[Table], note: str | None = None) -> str:
+    """The tables one below the other, each with its title and notes; `note` is said of all of them, at the end."""
+    said = [] if note is None else [markdown(note) + "\n"]
+    return "\n".join([*(_markdown(table) for table in tables), *said])
 
 
 def _markdown(table: Table) -> str:
@@ -146,13 +147,15 @@ LATEX = {
 }
 
 
-def to_latex(tables: Sequence[Table], name: str) -> str:
-    """The tables as booktabs floats; `name` begins their labels.
+def to_latex(tables: Sequence[Table], name: str, note: str | None = None) -> str:
+    """The tables as booktabs floats; `name` begins their labels, and `note` is a comment above them.
 
     They need the packages booktabs, graphicx (a table wider than the page is brought to its width), and T1 fontenc for
     signs such as a straight quotation mark.
     """
     head = "% Needs \\usepackage{booktabs}, \\usepackage{graphicx} and \\usepackage[T1]{fontenc}.\n"
+    if note is not None:
+        head += f"% {' '.join(note.split())}\n"
     return head + "\n".join(_latex(table, f"{name}-{number}") for number, table in enumerate(tables, start=1))
 
 

@@ -16,13 +16,13 @@ from typing import Any, Literal, TypeVar
 from safetensors import SafetensorError, safe_open
 
 from ckd.config import PlanConfig
+from ckd.data.described import read_json
 from ckd.distill.curriculum import Bucket
 from ckd.errors import CkdError, DataError
 from ckd.pipelines.finetune_teacher import RESULT
 from ckd.pipelines.reproduce.result import Experiment
 from ckd.pipelines.train_student import STUDENT_FILE
 from ckd.pipelines.tune import SEARCH_FILE, TRIALS_FILE
-from ckd.pipelines.workspace import read_json
 from ckd.tune.trials import Budget, Trial, load_trials
 
 RunKind = Literal["student", "teacher", "pretrained teacher"]
@@ -201,7 +201,7 @@ def _plan(path: Path) -> PlanInfo:
 def _student(path: Path) -> Run:
     folder = path.parent
     described = read_json(path, REMEDY)
-    identity = described.pop("identity")
+    identity = described["identity"]
     state, best = _state(folder), _optional(folder / "best.json").get("log", {})
     return Run(
         domain=folder.parent.name,
@@ -210,7 +210,7 @@ def _student(path: Path) -> Run:
         model=identity.get("baseline") or identity["student"],
         seed=identity["seed"],
         identity=identity,
-        facts={key: value for key, value in described.items() if key != "versions"},
+        facts={key: value for key, value in described.items() if key not in ("identity", "versions")},
         rows=state["rows"],
         best_epoch=best.get("epoch"),
         finished=state["finished"],

@@ -140,7 +140,8 @@ class ScoreReader:
             codec = self.manifest.header.binding.codec
             raise StoreError(
                 f"{self.location.path(MANIFEST)}: codec {codec} holds in-batch scores, expected codec vectors to score "
-                "against the whole catalogue. Score again with `ckd teacher-score --codec vectors`."
+                "against the whole catalogue. Score into a place of their own, `ckd teacher-score --codec vectors "
+                "--scores FOLDER`, and train with the same --scores."
             )
         return self._source
 

@@ -31,6 +31,7 @@ from ckd.data.domain import Domain
 from ckd.errors import DataError
 from ckd.nn.evaluating import evaluating
 from ckd.nn.weights import put_weights
+from ckd.teachers.common.by_length import by_length
 from ckd.teachers.common.folder import INFO, WEIGHTS
 from ckd.teachers.protocol import FinetuneResult, Keep, Report, Similarity
 from ckd.teachers.recformer_parts.config import RecformerConfig, RecformerPretrainConfig, RecformerSizes
@@ -47,7 +48,6 @@ from ckd.teachers.recformer_parts.tokenise import (
     Ints,
     ItemTokens,
     TokenBatch,
-    by_length,
     compose,
     newest_first,
     token_lengths,

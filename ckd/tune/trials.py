@@ -11,7 +11,7 @@ from typing import Literal
 import polars as pl
 
 from ckd.data.atomic import replace_file
-from ckd.errors import DataError
+from ckd.errors import DataError, first_line
 from ckd.tune.space import Value
 
 #: The metric that decides, of the validation part.
@@ -119,7 +119,7 @@ def load_trials(path: Path) -> list[Trial]:
     except FileNotFoundError:
         raise DataError(f"{path}: no trials here. {remedy}") from None
     except (pl.exceptions.PolarsError, OSError) as error:
-        raise DataError(f"{path}: damaged ({str(error).splitlines()[0]}). {remedy}") from None
+        raise DataError(f"{path}: damaged ({first_line(error)}). {remedy}") from None
     if not set(table.columns) >= COLUMNS.keys():
         raise DataError(f"{path}: Parquet, but holds no trials. {remedy}")
     return [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -97,6 +98,27 @@ def test_the_installed_command(tmp_path: Path, start: list[str]) -> None:
     assert "Traceback" in run("store", "inspect", str(tmp_path / "absent"), CKD_DEBUG="1").stderr
 
 
+def test_an_interrupted_command_says_so(tmp_path: Path) -> None:
+    script = "import sys; from ckd.cli import main; sys.argv[0] = 'ckd'; main()"
+    words = ["example", "--work", str(tmp_path / "w")]
+    hold = """
+import time
+from ckd.pipelines import example
+example.prepare_example = lambda *_: print("on", flush=True) or time.sleep(60)
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", hold + script, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "on\n"
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert (
+        err == "\nckd: interrupted; nothing half-made counts. The same command goes on where training or scoring was.\n"
+    )
+
+
 #: Unknown commands and options, missing and surplus ones, and values that no option takes.
 WRONG = [
     "no-such-command",
@@ -150,6 +172,12 @@ def test_prepare(ckd: Ckd, tmp_path: Path) -> None:
     assert people.code == 0
     assert "Sparsity" in people.out
     assert "read as csv; 60 interactions" in people.out
+    source.write_text(source.read_text() + "u1,i1,99\n")
+    again = ("prepare", source, "--work", tmp_path / "w", "-o", "prepare.k_core_user=2")
+    refused = ckd(*again)
+    assert refused.code == 1
+    assert re.fullmatch(r"ckd: \S+shop/domain\.json: is another domain, .* or say --replace\.\n", refused.err)
+    assert ckd(*again, "--replace", "--json").json["read"] == 61
 
 
 def test_example(ckd: Ckd, everything: Snapshots, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -222,6 +250,24 @@ def test_plan(ckd: Ckd, studio: Any, config: Path, tmp_path: Path) -> None:
     people = ckd(*words, "--show")
     assert "Curriculum" in people.out
     assert (studio.work / "plans" / studio.domain.name / studio.plan / "curriculum.png").exists()
+
+
+@pytest.mark.parametrize(("epochs", "short"), [(1, True), (2, False), (3, False)])
+def test_a_plan_that_ends_within_its_curriculum_says_so(
+    ckd: Ckd, studio: Any, config: Path, epochs: int, short: bool
+) -> None:
+    words = ["plan", "--domain", studio.domain.name, "--work", studio.work, "--config", config]
+    found = ckd(*words, "-o", f"plan.epochs={epochs}")
+    assert ("ends in stage 1 of 2: the harder instances are in no epoch" in found.out) == short
+    assert ("plan.epochs has to be at least 2." in found.out) == short
+
+
+def test_settings_by_method_are_said_to_change_nothing_elsewhere(ckd: Ckd, studio: Any, config: Path) -> None:
+    words = ["plan", "--domain", studio.domain.name, "--work", studio.work, "--config", config]
+    assert ckd(*words).err == ""
+    found = ckd(*words, "-o", "methods={fm: {train.lr: 0.1}}", "-o", "base.hidden_size=8", "--json")
+    assert found.err == "ckd: methods and base: settings of `ckd reproduce`, which change nothing here.\n"
+    assert found.json["plan"] == studio.plan
 
 
 def test_plan_dry_run(ckd: Ckd, everything: Snapshots, studio: Any, config: Path) -> None:

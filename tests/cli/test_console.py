@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import io
+import os
 import re
+import subprocess
+import sys
 from importlib.metadata import version
 
 import pytest
@@ -51,6 +54,13 @@ def test_the_rate_is_of_the_units_since_the_first(monkeypatch: pytest.MonkeyPatc
             rates.append((task.completed, task.fields["rate"]))
             now[0] += 0.5
     assert rates == [(1, ""), (2, "2/s"), (6, "5/s"), (1, ""), (3, "4/s")]
+
+
+def test_a_table_in_a_pipe_is_not_folded() -> None:
+    script = "from ckd.console import print_table; print_table('t', ['name', 'a' * 60, 'b' * 60], [['x', 1, 2]])"
+    env = {name: value for name, value in os.environ.items() if name != "COLUMNS"}
+    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, env=env)
+    assert any("a" * 60 in line and "b" * 60 in line for line in found.stdout.splitlines())
 
 
 def test_a_narrow_terminal_folds_names_and_cuts_no_number(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -223,3 +225,27 @@ def test_a_folder_without_a_name_of_its_own(tmp_path: Path, monkeypatch: pytest.
     with replace_folder(Path()) as partial:
         (partial / "a").write_text("new")
     assert (tmp_path / "here" / "a").read_text() == "new"
+
+
+def test_a_folder_in_which_nothing_was_made_is_gone(tmp_path: Path) -> None:
+    with only_process(tmp_path / "run"):
+        pass
+    assert entries(tmp_path) == []
+    with only_process(tmp_path / "run"):
+        (tmp_path / "run" / "file").touch()
+    with only_process(tmp_path / "run"):
+        pass
+    assert entries(tmp_path / "run") == ["file"]
+
+
+def test_whoever_is_kept_out_leaves_the_folder(tmp_path: Path) -> None:
+    with only_process(tmp_path / "run"):
+        with pytest.raises(DataError, match="another process"), only_process(tmp_path / "run"):
+            pytest.fail("two are at work")
+        assert entries(tmp_path) == ["run"]
+
+
+def test_an_error_without_a_files_name_is_given_it(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="No space") as raised, replace_file(tmp_path / "file"):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert raised.value.filename == str(tmp_path / "file")

@@ -29,7 +29,7 @@ ALL = PrepareConfig(k_core_user=1, k_core_item=1)
 
 
 def run(work: Path, source: Path, config: PrepareConfig = ALL, **options: Any) -> Prepared:
-    return prepare(work, source, name="toy", config=config, **options)
+    return prepare(work, source, name="toy", config=config, replace=True, **options)
 
 
 def sequences_of(domain: Domain) -> dict[str, list[str]]:
@@ -284,6 +284,12 @@ def test_text_fields_are_configured(toy: Any, tmp_path: Path) -> None:
     folder = toy.write["csv"](tmp_path / "source")
     config = PrepareConfig(text_fields=("brand", "title"))
     assert run(tmp_path, folder, config).domain.item_table["text"][3] == "Acme. Ünique Lamp."
+
+
+def test_text_fields_that_no_item_has_are_refused(toy: Any, tmp_path: Path) -> None:
+    folder = toy.write["csv"](tmp_path / "source")
+    with pytest.raises(ConfigError, match=r"items have no attribute 'tilte'\. Did you mean 'title'\?$"):
+        run(tmp_path, folder, PrepareConfig(text_fields=("brand", "tilte")))
 
 
 def test_items_may_have_a_text_of_their_own_beside_attributes(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -58,7 +59,7 @@ def test_pairs_keep_the_first_and_nothing_keeps_all(tmp_path: Path) -> None:
     lengths = {}
     for how in ("none", "exact", "pair"):
         config = PrepareConfig(drop_duplicates=how)
-        domain = prepare(tmp_path, tmp_path / "events.csv", name="toy", config=config).domain
+        domain = prepare(tmp_path / how, tmp_path / "events.csv", name="toy", config=config).domain
         lengths[how] = [domain.item_table["raw_id"][int(n) - 1] for n in domain.items]
     assert lengths == {"none": ["i", "i", "j", "i"], "exact": ["i", "j", "i"], "pair": ["i", "j"]}
 
@@ -97,7 +98,7 @@ def test_items_without_metadata_stay_where_no_text_is_required(toy: Any, tmp_pat
     assert prepared.statistics["interactions"] == 10
     assert prepared.domain.item_table["text"].to_list() == ["garden hose", "", "chair", "lamp"]
     assert not prepared.malformed
-    dropped = prepare(tmp_path, folder, name="toy", config=PrepareConfig(on_error="skip"))
+    dropped = prepare(tmp_path, folder, name="other", config=PrepareConfig(on_error="skip"))
     assert dropped.statistics["interactions"] == 7
     assert [(each.filter, each.interactions) for each in dropped.removed][1] == ("items without metadata", 3)
 
@@ -116,7 +117,7 @@ def test_items_without_text_go_unless_told_to_stay(toy: Any, tmp_path: Path) -> 
     path.write_text(path.read_text().replace("i2 blue kettle", "i2"))
     assert prepare(tmp_path, folder, name="toy").statistics["items"] == 3
     config = PrepareConfig(require_text=False)
-    assert prepare(tmp_path, folder, name="toy", config=config).statistics["items"] == 4
+    assert prepare(tmp_path, folder, name="other", config=config).statistics["items"] == 4
 
 
 @pytest.mark.parametrize(
@@ -176,6 +177,39 @@ def test_preparing_again_keeps_features_and_gives_the_same_bytes(toy: Any, tmp_p
     prepare(tmp_path, folder, name="toy", config=config)
     assert {path.name: path.read_bytes() for path in target.iterdir() if path.is_file()} == before
     assert (target / "features").is_dir()
+
+
+def test_another_domain_takes_no_place_unasked(toy: Any, tmp_path: Path) -> None:
+    folder = toy.write["sequences"](tmp_path / "source")
+    first = prepare(tmp_path, folder, name="toy").domain.fingerprint
+    # What comes out the same is the same, wherever its files lie.
+    moved = folder.rename(tmp_path / "moved")
+    assert prepare(tmp_path, moved, name="toy").domain.fingerprint == first
+    described = tmp_path / "domains" / "toy" / "domain.json"
+    notes = json.loads(described.read_text())["notes"]
+    assert (notes["source"], sorted(notes["inputs"])) == (str(moved), ["item_text.txt", "user_sequence.txt"])
+    shorter = PrepareConfig(history_cap=2)
+    with pytest.raises(DataError) as caught:
+        prepare(tmp_path, moved, name="toy", config=shorter)
+    assert str(caught.value).startswith(f"{described}: is another domain, prepared from {moved} with prepare.history_")
+    assert re.search(r"history_cap=50, to which plans, .* or say --replace\.$", str(caught.value))
+    other = moved / "user_sequence.txt"
+    other.write_text(other.read_text() + "zoe i1 i2 i3\n")
+    with pytest.raises(DataError, match=r"is another domain, prepared from \S+moved, to which"):
+        prepare(tmp_path, moved, name="toy")
+    assert Domain.load(described.parent).fingerprint == first
+    replaced = prepare(tmp_path, moved, name="toy", replace=True)
+    assert Domain.load(described.parent).fingerprint == replaced.domain.fingerprint != first
+    # What cannot be read is in nobody's way: preparing again is how it is mended.
+    (described.parent / "items.parquet").unlink()
+    assert prepare(tmp_path, moved, name="toy", config=shorter).domain.history_cap == 2
+
+
+def test_every_file_that_was_read_is_remembered(toy: Any, tmp_path: Path) -> None:
+    folder = toy.write["unisrec"](tmp_path / "source")
+    notes: Any = prepare(tmp_path, folder, name="toy").domain.notes
+    ends = ("train.inter", "valid.inter", "test.inter", "user2index", "item2index", "text")
+    assert set(notes["inputs"]) == {f"Toy.{end}" for end in ends}
 
 
 def test_a_failure_leaves_the_old_domain(toy: Any, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from ckd.distill import calibration
 from ckd.distill.calibration import likeliest_temperature
 from ckd.errors import DataError
+from ckd.nn import chunks
 
 
 def drawn(temperature: float, n: int = 600, items: int = 40, seed: int = 0) -> tuple[torch.Tensor, ...]:
@@ -33,7 +34,7 @@ def nll(users: torch.Tensor, table: torch.Tensor, targets: torch.Tensor, tau: fl
 def test_it_is_the_minimum_of_the_negative_log_likelihood(
     temperature: float, block: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(calibration, "BLOCK_ELEMENTS", block * 40 * 100)
+    monkeypatch.setattr(chunks, "BLOCK_ELEMENTS", block * 40 * 100)
     data = drawn(temperature)
     found = likeliest_temperature(*data)
     plain = minimize_scalar(lambda x: nll(*data, 10.0**x), bounds=(-3, 2), method="bounded", options={"xatol": 1e-7})

@@ -14,7 +14,6 @@ from torch.nn import functional as F
 from ckd.config import DistillConfig
 from ckd.data.batch import Batch
 from ckd.data.domain import Domain
-from ckd.distill import target as target_module
 from ckd.distill.losses import (
     CatalogueTarget,
     InBatchTarget,
@@ -28,6 +27,7 @@ from ckd.distill.objective import Distillation
 from ckd.distill.plan import Plan
 from ckd.distill.target import CatalogueRows, TargetBuilder, measure_epsilon
 from ckd.distill.trainer import Trainer
+from ckd.nn import chunks
 from ckd.nn.recommender import Recommender
 from ckd.students import STUDENTS
 from ckd.students.sasrec import SASRec, SASRecConfig
@@ -229,9 +229,9 @@ def test_one_teacher_at_another_temperature_in_float64() -> None:
 
 
 def test_blocks_shrink_as_catalogue_and_teachers_grow(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(target_module, "BLOCK_ELEMENTS", 16 * ITEMS * 5)
+    monkeypatch.setattr(chunks, "BLOCK_ELEMENTS", 16 * ITEMS * 5)
     assert rows_of(builder_of()).step == 5
-    monkeypatch.setattr(target_module, "BLOCK_ELEMENTS", 1)
+    monkeypatch.setattr(chunks, "BLOCK_ELEMENTS", 1)
     assert rows_of(builder_of()).step == 1
 
 
@@ -310,7 +310,7 @@ def test_the_first_loss_is_the_configured_one(
     model = kind(SASRecConfig(hidden_size=8, inner_size=8, n_layers=1, n_heads=2, **NO_DROPOUT), 20, max_length=50)
     trainer = teach(make_trainer(tmp_path, model=model, plan=ONE_BATCH, ce=ce))
     full, kd = reference(trainer)
-    monkeypatch.setattr(target_module, "BLOCK_ELEMENTS", 16 * 21 * 7)
+    monkeypatch.setattr(chunks, "BLOCK_ELEMENTS", 16 * 21 * 7)
     (row,) = trainer.fit().rows
     assert row["kd"] == pytest.approx(kd, rel=1e-5)
     assert row["loss"] == pytest.approx(row["ce"] + 2.5 * kd, rel=1e-5)

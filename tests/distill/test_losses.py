@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from ckd.distill import losses
 from ckd.distill.losses import (
     InBatchTarget,
     distillation_loss,
@@ -39,7 +38,7 @@ def generator(seed: int) -> torch.Generator:
 def test_full_cross_entropy_equals_the_plain_one_with_gradients(
     pad_in_softmax: bool, block: int, chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(losses, "BLOCK_ELEMENTS", block)
+    monkeypatch.setattr(chunks, "BLOCK_ELEMENTS", block)
     monkeypatch.setattr(chunks, "CHUNK_ELEMENTS", chunk)
     g = generator(1)
     encoded = torch.randn(7, 5, generator=g, dtype=torch.float64, requires_grad=True)
@@ -63,7 +62,7 @@ def test_full_cross_entropy_equals_the_plain_one_with_gradients(
 def test_the_fused_loss_equals_its_two_parts_with_gradients(
     direction: str, block: int, chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(losses, "BLOCK_ELEMENTS", block)
+    monkeypatch.setattr(chunks, "BLOCK_ELEMENTS", block)
     monkeypatch.setattr(chunks, "CHUNK_ELEMENTS", chunk)
     g = generator(7)
     encoded = torch.randn(8, 5, generator=g, dtype=torch.float64, requires_grad=True)

@@ -419,7 +419,10 @@ def launch(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     ("words", "message"),
     [
         ("finetune-teacher --domain d --teacher t", "ckd finetune-teacher: only train-student can be started by tor"),
-        ("train-student --domain d -o train.lr=-1", "ckd: configuration: train.lr=-1: input should be greater than 0"),
+        (
+            "train-student --domain d -o train.lr=-1",
+            "ckd: override 'train.lr=-1': train.lr=-1: input should be greater than 0",
+        ),
         (
             "train-student --domain d -o train.device=cuda:0 --no-distill",
             "ckd: train.device='cuda:0': 2 processes need",

@@ -15,8 +15,9 @@ from safetensors.torch import load_file
 
 from ckd.config import TrainConfig
 from ckd.distill.plan import FULL
-from ckd.distill.trainer import Trainer, pick_device, with_defaults
+from ckd.distill.trainer import Trainer, with_defaults
 from ckd.errors import ConfigError, DataError
+from ckd.nn.device import pick_device
 
 MakeTrainer = Callable[..., Trainer]
 
@@ -147,8 +148,10 @@ def test_a_models_defaults_give_way_to_what_the_user_said() -> None:
 def test_devices_by_name() -> None:
     assert pick_device("cpu").type == "cpu"
     assert pick_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
-    with pytest.raises(ConfigError, match=r"train\.device='bogus': .*Use auto, cpu or cuda\."):
-        pick_device("bogus")
+    where = r"Use auto, cpu or a GPU of this machine\."
+    for name in ("bogus", "", "cuda:99"):
+        with pytest.raises(ConfigError, match=rf"features\.device='{name}': .*{where}"):
+            pick_device(name, "features.device")
     if not torch.cuda.is_available():
         with pytest.raises(ConfigError, match=r"train\.device='cuda'"):
             pick_device("cuda")

@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from ckd.data.domain import Domain
 from ckd.data.features import load_features
 from ckd.errors import ConfigError, DataError
+from ckd.pipelines import encode_items as encode_module
 from ckd.pipelines.encode_items import EncodeConfig, encode_items
 from ckd.teachers.encoders import image as image_module
 from ckd.teachers.encoders.image import ImageEncoder, ImageEncoderConfig
@@ -383,9 +384,14 @@ def test_image_column(
 
 
 def test_domains_without_pictures(
-    image_config: Callable[..., EncodeConfig], save_domain: Callable[..., Domain], tmp_path: Path
+    image_config: Callable[..., EncodeConfig],
+    save_domain: Callable[..., Domain],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     save_domain(["x"] * 2)
+    real = encode_module.ImageEncoder
+    monkeypatch.setattr(encode_module, "ImageEncoder", lambda _: pytest.fail("a model was asked for"))
     with pytest.raises(DataError, match=r"items\.parquet: no column 'image'"):
         encode_items(tmp_path, "toy", image_config())
     with pytest.raises(DataError, match="no such folder"):
@@ -394,6 +400,7 @@ def test_domains_without_pictures(
     folder.mkdir()
     with pytest.raises(DataError, match=r"no picture of any item.*'i0\.jpg'"):
         encode_items(tmp_path, "toy", image_config(images=str(folder)))
+    monkeypatch.setattr(encode_module, "ImageEncoder", real)
     (folder / "i0.jpg").write_bytes(b"broken")
     with pytest.raises(DataError, match=r"none of 1 pictures could be encoded .*undecodable"):
         encode_items(tmp_path, "toy", image_config(images=str(folder)))

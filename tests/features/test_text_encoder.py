@@ -18,7 +18,6 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from ckd.errors import ConfigError, DataError
-from ckd.teachers.encoders import common, text
 from ckd.teachers.encoders.text import TextEncoder, TextEncoderConfig, drop_words, model_folder
 
 VOCABULARY = ["red", "green", "blue", "saw", "drill", "glue", "of", "strange"]
@@ -81,18 +80,6 @@ def test_batch_mates_do_not_matter(tiny_bert: Path, order: list[int], size: int,
 def test_the_same_run_gives_the_same_bytes(tiny_bert: Path) -> None:
     first, second = (TextEncoder(TextEncoderConfig(model=str(tiny_bert))).encode(TEXTS).tobytes() for _ in range(2))
     assert first == second
-
-
-@settings(max_examples=30, deadline=None)
-@given(lengths=st.lists(st.integers(1, 30), min_size=1, max_size=30), budget=st.integers(1, 100))
-def test_batches_cover_every_row_once_within_the_budget(lengths: list[int], budget: int) -> None:
-    batches = list(text._batches(lengths, budget))
-    assert sorted(np.concatenate(batches).tolist()) == list(range(len(lengths)))
-    for rows in batches:
-        longest = max(lengths[row] for row in rows)
-        assert len(rows) == 1 or len(rows) * longest <= budget
-    starts = [lengths[rows[0]] for rows in batches]
-    assert starts == sorted(starts, reverse=True)
 
 
 def test_bf16_is_near_fp32(tiny_bert: Path) -> None:
@@ -276,13 +263,6 @@ def test_hub(tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_a_path_that_is_no_hub_id() -> None:
     with pytest.raises(DataError, match=r"/no/such/folder: no such folder.*not the form of a hub id"):
         model_folder("/no/such/folder")
-
-
-def test_unknown_devices() -> None:
-    for name in ("gpu", "cuda:99", ""):
-        with pytest.raises(ConfigError, match="Use auto, cpu"):
-            common.encoder_device(name)
-    assert common.encoder_device("cpu").type == "cpu"
 
 
 @settings(max_examples=60, deadline=None)

@@ -110,7 +110,7 @@ def test_each_choice_is_a_value_of_the_configuration(bench: Any, default: bytes,
 
 @pytest.mark.parametrize("teachers", [("unisrec-1",), ("unisrec-0", "unisrec-2")])
 def test_without_multiple_teachers_others_are_left_out(bench: Any, default: bytes, teachers: tuple[str, ...]) -> None:
-    done = run(bench, "-".join(teachers), bench.config, teachers)
+    done = run(bench, f"of {'-'.join(teachers)}", bench.config, teachers)
     assert weights(done) != default
     assert {key for key in done.trained.rows[0] if key.startswith("dropped_")} == {f"dropped_{t}" for t in teachers}
 
@@ -175,7 +175,9 @@ def test_the_target_over_all_items_is_the_stored_scores(bench: Any) -> None:
 
 def test_all_items_need_vectors(bench: Any) -> None:
     config = changed(bench.config, distill={"scope": "all"})
-    with pytest.raises(StoreError, match=r"unisrec-0/manifest\.json: codec f16 holds in-batch .* --codec vectors`\.$"):
+    with pytest.raises(
+        StoreError, match=r"unisrec-0/manifest\.json: codec f16 holds in-batch .* --codec vectors --scores FOLDER`"
+    ):
         run(bench, "no vectors", config)
 
 
@@ -278,7 +280,7 @@ def test_ready_made_vectors_are_calibrated_as_any_teachers(bench: Any, by_instan
     teacher_score(bench.work, bench.domain.name, run_name, config, bench.plan)
     found = json.loads((bench.work / "teachers" / bench.domain.name / run_name / "calibration.json").read_text())
     assert 0 < found["nll"] < np.log(bench.domain.n_items)
-    assert temperatures(run(bench, run_name, config, (run_name,))) == {run_name: found["temperature"]}
+    assert temperatures(run(bench, f"of {run_name}", config, (run_name,))) == {run_name: found["temperature"]}
     if by_instance:
         without = pl.read_parquet(files[0]).filter(pl.col("split") != "valid")
         without.write_parquet(files[0])

@@ -23,6 +23,7 @@ from ckd.evaluation.metrics import ranking_metrics
 from ckd.evaluation.ranks import rank_targets
 from ckd.pipelines import finetune_teacher as pipeline
 from ckd.pipelines.finetune_teacher import finetune_teacher, load_result, load_teacher, teacher_fingerprint
+from ckd.pipelines.train_student import train_student
 from ckd.teachers.protocol import FinetuneResult
 from ckd.teachers.unisrec import UniSRec
 
@@ -302,3 +303,39 @@ def test_a_class_that_cannot_be_trained_is_refused(studio: Any, monkeypatch: pyt
     with pytest.raises(ConfigError, match=r"teacher 'own' cannot be fine-tuned: its class is no Recommender"):
         finetune_teacher(studio.work, studio.domain.name, "own", plain)
     assert not (studio.work / "teachers" / studio.domain.name / "own").exists()
+
+
+def test_a_finished_teacher_whose_files_were_taken_is_made_again_when_asked(studio: Any) -> None:
+    config = studio.config.model_copy(update={"seed": 1})
+    folder = studio.work / "teachers" / studio.domain.name / "unisrec-1"
+    fingerprint = teacher_fingerprint(folder)
+    for name in ("model.safetensors", "teacher.json"):
+        (folder / name).unlink()
+        with pytest.raises(DataError, match=rf"unisrec-1/{re.escape(name)}: no such file, of a run that .*--restart"):
+            finetune_teacher(studio.work, studio.domain.name, "unisrec", config, run="unisrec-1")
+        again = finetune_teacher(studio.work, studio.domain.name, "unisrec", config, run="unisrec-1", restart=True)
+        assert (again.reused, again.fingerprint) == (False, fingerprint)
+
+
+def test_another_teacher_takes_the_place_of_one_to_be_discarded(studio: Any) -> None:
+    folder = studio.work / "teachers" / studio.domain.name / "unisrec-1"
+    (folder / "left over").write_text("from before")
+    config = studio.config.model_copy(update={"seed": 7})
+    finetune_teacher(studio.work, studio.domain.name, "unisrec", config, run="unisrec-1", restart=True)
+    assert load_result(studio.work, studio.domain, "unisrec-1")["identity"]["seed"] == 7
+    assert not (folder / "left over").exists()
+
+
+def test_a_students_name_is_no_teachers(studio: Any) -> None:
+    train_student(studio.work, studio.domain.name, "sasrec", studio.config, run="mine")
+    with pytest.raises(ConfigError, match=r"--run mine: .*students/.*/mine is a student of that name"):
+        finetune_teacher(studio.work, studio.domain.name, "unisrec", studio.config, run="mine")
+    assert not (studio.work / "teachers" / studio.domain.name / "mine").exists()
+    with pytest.raises(ConfigError, match=r"--run unisrec-0: .*is a teacher of that name"):
+        train_student(studio.work, studio.domain.name, "sasrec", studio.config, run="unisrec-0")
+    assert not (studio.work / "students" / studio.domain.name / "unisrec-0").exists()
+
+
+def test_a_misspelled_teacher_is_told_the_nearest(studio: Any) -> None:
+    with pytest.raises(DataError, match=r"unisrec-11/result\.json: no such file\. .* Did you mean 'unisrec-1'\?$"):
+        load_result(studio.work, studio.domain, "unisrec-11")

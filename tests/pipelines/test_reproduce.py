@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -20,8 +21,8 @@ from ckd.pipelines.reproduce.result import Experiment, Spread
 from ckd.pipelines.reproduce.study import Study, make_study
 
 METHODS = Options(methods=("UniSRec", "SASRec", "CKD-MDSR"))
-#: What is restricted does not take the place of the whole.
-RESULT = "table3-ckd-mdsr-sasrec-unisrec-example-studio.json"
+#: What is restricted does not take the place of the whole, nor does what is made otherwise than by default.
+RESULT = r"table3-ckd-mdsr-sasrec-unisrec-example-studio-2seeds-[0-9a-f]{8}\.json"
 
 
 def study_of(work: Path, small: RunConfig, seeds: int = 1, **options: Any) -> Study:
@@ -59,7 +60,9 @@ def test_the_table_from_nothing_and_nothing_twice(
     found = reproduce("table3", study, METHODS, "ckd reproduce table3")
     assert said == list(dry)
     assert encoded == [("example-studio", "text")]
-    assert Experiment.load(work / "experiments" / RESULT) == found
+    (path,) = (work / "experiments").glob("*.json")
+    assert re.fullmatch(RESULT, path.name)
+    assert Experiment.load(path) == found
     check_runs(work, found)
     check_tables(found)
 
@@ -69,7 +72,7 @@ def test_the_table_from_nothing_and_nothing_twice(
     assert reproduce("table3", study, METHODS, "ckd reproduce table3") == found
     after = everything(work)
     assert {name: bytes for name, (_, bytes) in after.items()} == {name: bytes for name, (_, bytes) in before.items()}
-    assert [name for name in after if after[name] != before[name]] == [f"experiments/{RESULT}"]
+    assert [name for name in after if after[name] != before[name]] == [f"experiments/{path.name}"]
     # A further seed shares data and features; another experiment shares runs.
     more = states(study_of(work, small, seeds=3))
     assert list(more.values()) == ["done"] * 14 + ["to do"] * 6
@@ -159,11 +162,70 @@ def test_an_interrupted_experiment_goes_on(
     monkeypatch.setattr(Trainer, "_step", killed)
     with pytest.raises(KeyboardInterrupt):
         reproduce("table3", study, base)
-    assert not (tmp_path / "cut" / "experiments" / "table3-sasrec-example-studio.json").exists()
+    assert not list((tmp_path / "cut" / "experiments").glob("*.json"))
     plan = dry_run("table3", study, base)
     assert [each.state for each in plan.steps] == ["done", "done", "begun"]
     again = reproduce("table3", study, base)
     assert [run.metrics for run in again.runs] == [run.metrics for run in whole.runs]
+
+
+def test_a_result_says_what_it_was_made_with_and_takes_no_others_place(
+    tmp_path: Path, encoded: list[tuple[str, str]], small: RunConfig
+) -> None:
+    work = tmp_path / "work"
+    base = Options(methods=("SASRec",))
+    several = reproduce("table3", study_of(work, small, seeds=2), base)
+    kept = {path: path.read_bytes() for path in (work / "experiments").glob("*.json")}
+    one = reproduce("table3", study_of(work, small), base)
+    longer = small.model_copy(update={"plan": small.plan.model_copy(update={"epochs": 2})})
+    other = reproduce("table3", study_of(work, longer), base)
+    # A plain base model is the same whatever the teachers are.
+    assert reproduce("table3", study_of(work, small, teachers=["recformer"]), base).stem == one.stem
+    marks = [each.mark for each in (several, one, other)]
+    assert len(set(marks)) == 3
+    assert marks[0].startswith("2seeds-")
+    assert {path: path.read_bytes() for path in kept} == kept
+    distilled = reproduce("table3", study_of(work, small, seeds=2, teacher_seeds=1), METHODS)
+    assert distilled.made is not None
+    assert (distilled.made.teachers, distilled.made.teacher_seeds, distilled.made.sources) == (("unisrec",), (3,), ())
+    settings = distilled.made.settings
+    assert {key: settings[key] for key in ("plan.buckets", "train.epochs")} == {"plan.buckets": 2, "train.epochs": 1}
+    assert not {"seed", "train.device"} & set(settings)
+    assert [run.settings["train"] for run in distilled.runs[1:]] == [{"epochs": 1, "patience": 15}] * 4
+    assert distilled.runs[0].settings["teacher"]["hidden_size"] == 8
+    assert distilled.made_with is not None
+    assert distilled.made_with.startswith("Made with seeds 3, 4; teachers unisrec of seed 3; plan.batch_size=32, ")
+    assert re.search(r", plan\.epochs=3, score\.shard_batches=2 and \d+ more settings\.$", distilled.made_with)
+
+
+def test_a_former_result_of_other_runs_is_kept(
+    tmp_path: Path, encoded: list[tuple[str, str]], small: RunConfig
+) -> None:
+    work, said = tmp_path / "work", list[str]()
+    study = study_of(work, small, say=said.append)
+    base = Options(methods=("SASRec",))
+    first = reproduce("table3", study, base)
+    path = work / "experiments" / f"{first.stem}.json"
+    # As an older version wrote it, which named results of all seeds alike, and said nothing of how they are made.
+    values = json.loads(path.read_text())
+    for key in ("made", "mark"):
+        del values[key]
+    older = {**values, "seeds": [3, 9], "runs": [*values["runs"], {**values["runs"][0], "folder": "students/x/y"}]}
+    for run in older["runs"]:
+        del run["settings"]
+    path.write_text(json.dumps(older))
+    assert (Experiment.load(path).made_with, Experiment.load(path).runs[0].settings) == (None, {})
+    # The new one, which would stand there, lacks a run of it.
+    said.clear()
+    again = reproduce("table3", study, base)
+    assert Experiment.load(path) == again == first
+    assert len(said) == 1
+    (kept,) = (each for each in (work / "experiments").glob("*.json") if each != path)
+    assert str(kept) in said[0]
+    assert len(Experiment.load(kept).runs) == 2
+    # One that holds nothing else is replaced.
+    reproduce("table3", study, base)
+    assert len(list((work / "experiments").glob("*.json"))) == 2
 
 
 @pytest.fixture
@@ -192,6 +254,59 @@ def test_a_domain_that_was_prepared_otherwise_is_refused(tmp_path: Path, scienti
             DataError, match=r"domain\.json: prepared with prepare\.min_length=2, not 6\. Leave the key"
         ):
             act("table2", study(min_length=6))
+
+
+def test_a_domain_that_was_prepared_from_another_folder_is_refused(
+    tmp_path: Path, scientific: Path, small: RunConfig
+) -> None:
+    work, other = tmp_path / "work", tmp_path / "other"
+    reproduce("table2", study_of(work, small, data=scientific))
+    # The same content in another place is the same.
+    shutil.copytree(scientific, other)
+    (other / "scientific" / "README.md").write_text("not read")
+    methods = Options(methods=("SASRec",))
+    assert states(study_of(work, small, data=other), options=methods)["prepare scientific"] == "done"
+    texts = other / "scientific" / "item_text.txt"
+    texts.write_text(texts.read_text().replace("kind", "sort"))
+    described = work / "domains" / "scientific" / "domain.json"
+    line = (
+        f"{described}: prepared from {scientific / 'scientific'}, not from {other / 'scientific'}: {texts} is not what "
+        f"it was then. Take another --work, or prepare the domain again with `ckd prepare {other / 'scientific'} "
+        "--name scientific --replace`."
+    )
+    for act in (dry_run, reproduce):
+        with pytest.raises(DataError) as caught:
+            act("table3", study_of(work, small, data=other), methods)
+        assert str(caught.value) == line
+    texts.unlink()
+    with pytest.raises(DataError, match=r"not from .*item_text\.txt is not there\. Take another --work"):
+        dry_run("table3", study_of(work, small, data=other), methods)
+    changed = scientific / "scientific" / "user_sequence.txt"
+    changed.write_text(changed.read_text() + "u99 i1 i2 i3 i4 i5\n")
+    with pytest.raises(DataError, match=r"prepared from \S+scientific: \S+user_sequence\.txt is not what it was then"):
+        dry_run("table3", study_of(work, small, data=scientific), methods)
+    # A domain of before says nothing of its files, and is taken.
+    meta = json.loads(described.read_text())
+    del meta["notes"]["inputs"]
+    described.write_text(json.dumps(meta))
+    dry_run("table3", study_of(work, small, data=scientific), methods)
+
+
+def test_an_item_file_elsewhere_is_one_of_a_domains_files(
+    tmp_path: Path, scientific: Path, small: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    items = (scientific / "scientific" / "item_text.txt").rename(tmp_path / "texts.txt")
+    monkeypatch.chdir(tmp_path)
+    values = {**small.model_dump(by_alias=True, exclude_unset=True), "prepare": {"items": items.name}}
+    study = study_of(tmp_path / "work", RunConfig.model_validate(values), data=scientific)
+    reproduce("table2", study)
+    reproduce("table2", study)
+    monkeypatch.chdir(scientific)
+    reproduce("table2", study_of(tmp_path / "work", small, data=scientific))
+    monkeypatch.chdir(tmp_path)
+    items.write_text(items.read_text().replace("kind", "sort"))
+    with pytest.raises(DataError, match=r"texts\.txt is not what it was then"):
+        reproduce("table2", study)
 
 
 def test_vectors_that_were_brought_in_are_kept(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -17,6 +18,7 @@ from ckd.config import RunConfig
 from ckd.errors import ConfigError, DataError
 from ckd.pipelines.reproduce import paper
 from ckd.pipelines.reproduce.cold_start import quintiles
+from ckd.pipelines.reproduce.made import Made, mark, settings_said
 from ckd.pipelines.reproduce.methods import (
     BASE_METHOD,
     DISTILLED,
@@ -92,7 +94,7 @@ def test_a_result_comes_back_as_it_was(tmp_path: Path) -> None:
         ("{", "not valid JSON"),
         ("[]", "expected a JSON object"),
         ('{"format": 0}', "not of format 1"),
-        ('{"format": 1, "name": "x"}', "not an experiment's result"),
+        ('{"format": 1, "name": "x"}', "has no 'domains'"),
     ],
 )
 def test_a_damaged_result_is_refused(tmp_path: Path, text: str, message: str) -> None:
@@ -102,6 +104,27 @@ def test_a_damaged_result_is_refused(tmp_path: Path, text: str, message: str) ->
         Experiment.load(path)
     with pytest.raises(DataError, match=r"absent\.json: no such file"):
         Experiment.load(tmp_path / "absent.json")
+
+
+def test_what_is_made_by_default_has_a_plain_name_and_all_else_a_mark() -> None:
+    def marked(values: dict[str, Any], seeds: tuple[int, ...] = (2024,), usual: bool = True, **made: Any) -> str:
+        settings = settings_said(RunConfig.model_validate(values))
+        return mark(Made(("unisrec",), made.pop("teacher_seeds", seeds), settings=settings, **made), seeds, usual)
+
+    assert marked({}) == marked({"train": {"device": "cpu"}, "prepare": {"min_length": 2}, "seed": 2024}) == ""
+    three = (2024, 2025, 2026)
+    assert marked({}, three) == "3seeds"
+    others = [
+        marked({}, three, teacher_seeds=(2024,)),
+        marked({}, three, sources=("a", "b")),
+        marked({}, (7,)),
+        marked({}, usual=False),
+        marked({"plan": {"epochs": 40}}),
+        # What is a default may be none of a model, or of the example.
+        marked({"train": {"patience": 10}}),
+    ]
+    assert len(set(others)) == len(others)
+    assert all(re.fullmatch("(3seeds-)?[0-9a-f]{8}", each) for each in others)
 
 
 @pytest.mark.parametrize(
@@ -386,6 +409,18 @@ def test_estimates_say_where_they_come_from(tmp_path: Path) -> None:
     assert (found["nowhere"].seconds, found["nowhere"].source) == (None, "unknown")
     assert (found["distilled"].seconds, found["distilled"].source) == (70.0, "measured")
     assert (found["another"].seconds, found["another"].source) == (found["other"].seconds, "assumed")
+
+
+def test_estimates_of_the_example_are_of_the_sizes_it_is_cut_to(tmp_path: Path) -> None:
+    steps = [a_step("base"), a_step("large", model="recguru"), a_step("own", model="no-such-model")]
+    real, cut, half = (
+        [step.seconds or 0.0 for step in Estimates(Costs(tmp_path), {"d": size}.get, example).of(steps)]
+        for size, example in ((10_000, False), (10_000, True), (5_000, True))
+    )
+    assert real[1] > 1_000 > 60 > cut[1]
+    assert cut[0] < real[0]
+    assert cut[2] == real[2]
+    assert half == [pytest.approx(seconds / 2) for seconds in cut]
 
 
 def test_time_of_several_sessions_adds_up(tmp_path: Path) -> None:

@@ -193,3 +193,48 @@ def test_students_that_cannot_be_loaded(studio: Any) -> None:
     best.write_bytes(best.read_bytes()[:100])
     with pytest.raises(DataError, match=re.escape(str(best))):
         load_student(studio.work, studio.domain, "done")
+
+
+def test_a_misspelled_student_is_told_the_nearest(studio: Any) -> None:
+    train(studio, run="mine")
+    with pytest.raises(DataError, match=r"mind/student\.json: no such file\. .* Did you mean 'mine'\?$"):
+        load_student(studio.work, studio.domain, "mind")
+
+
+def test_a_finished_student_whose_weights_were_taken_is_trained_again_when_asked(studio: Any) -> None:
+    best = train(studio).folder / "best.safetensors"
+    before = best.read_bytes()
+    best.unlink()
+    with pytest.raises(DataError, match=r"best\.safetensors: no such file, of a run that is finished\. Give --restart"):
+        train(studio)
+    assert not train(studio, restart=True).reused
+    assert best.read_bytes() == before
+
+
+def test_no_more_epochs_than_are_planned(studio: Any) -> None:
+    values = {**studio.config.model_dump(by_alias=True, exclude_unset=True)}
+    more = RunConfig.model_validate({**values, "train": {**values["train"], "epochs": 4}})
+    with pytest.raises(ConfigError, match=rf"train\.epochs=4: plan {studio.plan} has 3\. Give no more, or plan more"):
+        train(studio, config=more)
+    assert not (studio.work / "students" / studio.domain.name / "sasrec").exists()
+
+
+def test_an_empty_description_names_its_file(studio: Any) -> None:
+    done = train(studio)
+    for name in ("best.json", "last.json", "student.json"):
+        path = done.folder / name
+        before = path.read_text()
+        path.write_text("{}")
+        with pytest.raises(DataError, match=re.escape(str(path))):
+            train(studio)
+        path.write_text(before)
+    assert train(studio).reused
+
+
+def test_weights_are_told_by_teacher(studio: Any) -> None:
+    first = train(studio, studio.teachers, run="mine")
+    assert list(first.weights.values()) == described(first)["teacher_weights"]
+    assert len(set(first.weights.values())) == 3
+    again = train(studio, studio.teachers[::-1], run="mine")
+    assert again.reused
+    assert again.weights == first.weights

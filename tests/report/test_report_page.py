@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from ckd.errors import DataError
+from ckd.pipelines.reproduce.made import Made
 from ckd.pipelines.reproduce.result import Experiment
 from ckd.report.build import make_report
 from ckd.report.markup import Anchors, esc
@@ -235,7 +236,7 @@ def test_what_cannot_be_read_is_named_and_left_out(reported: Any, tmp_path: Path
         sorted(found.problems),
         [
             f"experiments/table3-{domain}.json: not of format",
-            f"plans/{domain}/{plan.parent.name}/plan.json: not what ckd writes (KeyError: 'fingerprint')",
+            f"plans/{domain}/{plan.parent.name}/plan.json: has no 'fingerprint'",
             f"students/{domain}/sasrec-seed3/last.safetensors: not a readable checkpoint",
             f"students/{domain}/wrong/student.json: not valid JSON",
             f"tune/{domain}/sasrec-base/trials.parquet: damaged",
@@ -283,3 +284,23 @@ def test_experiments_of_one_title_are_told_apart(finished_report: Any) -> None:
     assert found[1] == f"{plain}, on elsewhere"
     assert found[2] == f"{plain}, on {', '.join(experiment.domains)}: alone"
     assert len(set(found)) == 3
+    marked = replace(experiment, mark="3seeds-1a2b3c4d")
+    here = f"{plain}, on {', '.join(experiment.domains)}"
+    assert titles([experiment, marked]) == [here, f"{here} (3seeds-1a2b3c4d)"]
+
+
+def test_a_result_is_shown_with_what_it_was_made_with(reported: Any, tmp_path: Path) -> None:
+    (path,) = (reported.work / "experiments").glob("*.json")
+    experiment = Experiment.load(path)
+    # Of a result that does not say, nothing is said.
+    assert "Made with" not in make_report(reported.work, tmp_path / "before.html").path.read_text()
+    made = Made(("unisrec",), (3,), ("a_b",), {"plan.epochs": 40, "train.precision": "bf16"})
+    replace(experiment, seeds=(3, 4), made=made, mark="2seeds-1a2b3c4d").save(reported.work)
+    line = "Made with seeds 3, 4; teachers unisrec of seed 3, pre-trained on a_b; plan.epochs=40, train.precision=bf16."
+    found = make_report(reported.work, tmp_path / "r.html", tmp_path / "tables")
+    assert found.experiments == 2
+    assert found.path.read_text().count(line) == 1
+    stem = f"table3-{reported.domain}-2seeds-1a2b3c4d"
+    assert (tmp_path / "tables" / f"{stem}.md").read_text().endswith(f"\n{line.replace('_', chr(92) + '_')}\n")
+    assert f"\n% {line}\n" in (tmp_path / "tables" / f"{stem}.tex").read_text()
+    assert "Made with" not in (tmp_path / "tables" / f"{path.stem}.md").read_text()

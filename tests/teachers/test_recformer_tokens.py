@@ -14,6 +14,7 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
 from ckd.errors import DataError
+from ckd.teachers.common.by_length import by_length
 from ckd.teachers.recformer_parts import tokenise
 from ckd.teachers.recformer_parts.losses import IGNORED
 from ckd.teachers.recformer_parts.mask import MASKED, RANDOM, mask_words
@@ -26,7 +27,6 @@ from ckd.teachers.recformer_parts.tokenise import (
     SpecialTokens,
     TokenBatch,
     TokenLimits,
-    by_length,
     compose,
     newest_first,
     read_tokenizer,

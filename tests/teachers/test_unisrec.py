@@ -242,7 +242,8 @@ def test_a_missing_feature_is_refused(domain: Domain) -> None:
     ("content", "message"),
     [
         ("{", "not valid JSON"),
-        ("[]", "format None"),
+        ("[]", "expected a JSON object, found list"),
+        ("{}", "format None"),
         ('{"format": 99}', "format 99"),
         ('{"format": 1, "teacher": "other"}', "'other', expected a 'unisrec'"),
     ],

@@ -12,7 +12,7 @@ from safetensors import safe_open
 from torch.nn import functional as F
 
 from ckd.data.batch import Batch
-from ckd.distill.losses import full_cross_entropy
+from ckd.distill.losses import full_softmax_loss
 from ckd.teachers.unisrec import UniSRec, UniSRecConfig
 from ckd.teachers.unisrec_parts.config import UniSRecPretrainConfig
 from ckd.teachers.unisrec_parts.pretrain import Views, pretraining_losses
@@ -69,9 +69,8 @@ def assert_golden(found: torch.Tensor, expected: torch.Tensor, what: str = "") -
 
 def fine_tuning_loss(model: UniSRec, batch: Batch) -> torch.Tensor:
     encoded, table = model(batch)
-    return full_cross_entropy(
-        encoded, table, batch.targets, scale=model.logit_scale, pad_in_softmax=model.pad_in_softmax
-    )
+    scale, pad_in_softmax = model.logit_scale, model.pad_in_softmax
+    return full_softmax_loss(encoded, table, batch.targets, scale=scale, pad_in_softmax=pad_in_softmax)[0]
 
 
 def views_of(recorded: Recorded, view: str, dtype: torch.dtype) -> tuple[UniSRec, Views]:

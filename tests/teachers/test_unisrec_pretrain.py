@@ -129,7 +129,7 @@ def test_contrast_in_blocks_equals_contrast_at_once(monkeypatch: pytest.MonkeyPa
     s, k = (F.normalize(torch.randn(11, 4), dim=1).requires_grad_() for _ in range(2))
     targets = torch.arange(11) % 6
     whole = torch.autograd.grad(in_batch_contrast(s, k, targets, 0.1), (s, k))
-    monkeypatch.setattr("ckd.teachers.unisrec_parts.contrast.BLOCK_ELEMENTS", 33)
+    monkeypatch.setattr("ckd.nn.chunks.BLOCK_ELEMENTS", 33)
     for found, expected in zip(torch.autograd.grad(in_batch_contrast(s, k, targets, 0.1), (s, k)), whole, strict=True):
         torch.testing.assert_close(found, expected)
 
@@ -376,6 +376,23 @@ def test_the_pipeline_refuses_another_run_in_its_folder(work: Path, sources: lis
     save_features(sources[0].folder, ItemFeatures(TEXT, changed.vectors * 2, changed.present))
     with pytest.raises(DataError, match="holds a teacher with features"):
         pretrain_teacher(work, "unisrec", names, run_config(), run="mine")
+
+
+def test_another_run_takes_its_place_when_asked(work: Path, sources: list[Domain]) -> None:
+    names = [domain.name for domain in sources]
+    folder = pretrain_teacher(work, "unisrec", names, run_config(), run="mine").folder
+    other = pretrain_teacher(work, "unisrec", names, run_config(temperature=0.1), run="mine", restart=True)
+    assert not other.reused
+    assert json.loads((folder / "result.json").read_text())["identity"]["config"]["temperature"] == 0.1
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(DataError, match=r"model\.safetensors: no such file, of a run that is finished\. .*--restart"):
+        pretrain_teacher(work, "unisrec", names, run_config(temperature=0.1), run="mine")
+
+
+def test_a_refused_run_leaves_no_folder(work: Path, sources: list[Domain]) -> None:
+    with pytest.raises(DataError):
+        pretrain_teacher(work, "unisrec", [sources[0].name], run_config(feature="absent"), run="mine")
+    assert not (work / "pretrained" / "mine").exists()
 
 
 def test_the_order_of_the_domains_makes_another_run(work: Path, sources: list[Domain]) -> None:

@@ -23,7 +23,7 @@ from ckd.baselines.common.histories import training_items, user_histories
 from ckd.data.atomic import replace_file
 from ckd.data.batch import Batch, Batches
 from ckd.data.domain import Domain
-from ckd.errors import DataError
+from ckd.errors import DataError, first_line
 from ckd.evaluation.ranks import scoring
 from ckd.nn.device import device_of
 from ckd.nn.evaluating import evaluating
@@ -159,7 +159,7 @@ def load_rankings(path: Path, domain: Domain) -> RankingLists:
     except FileNotFoundError:
         raise DataError(f"{path}: no such file. Fine-tune the teacher again.") from None
     except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{path}: damaged ({str(error).splitlines()[0]}). Fine-tune the teacher again.") from None
+        raise DataError(f"{path}: damaged ({first_line(error)}). Fine-tune the teacher again.") from None
     stored = (table.schema.metadata or {}).get(META)
     if stored is None:
         raise DataError(f"{path}: Parquet, but holds no ranking lists.")

@@ -27,10 +27,11 @@ from ckd.baselines.recguru_parts.pair import RecGURUPair, Side
 from ckd.baselines.recguru_parts.sequences import FrequentNegatives, Sequences, end_with_mark
 from ckd.data.batch import Batches
 from ckd.data.domain import Domain
-from ckd.distill.trainer import Trained, pick_device
+from ckd.distill.trainer import Trained
 from ckd.errors import DataError
 from ckd.evaluation.metrics import ranking_metrics
 from ckd.evaluation.ranks import rank_targets
+from ckd.nn.device import pick_device
 from ckd.nn.uncompiled import Adam
 from ckd.students.common.negatives import NegativeSampler
 

@@ -57,6 +57,7 @@ class RawDomain:
         items: lazy frame of `raw_id`, `#line`, optional `text`, optional `image`, and the attributes as strings; None
             where the source has no item file. A raw id may occur again; the first row counts.
         numbering: numbers that the source gives, None where ids are to be numbered in sorted order.
+        also: files beside these two that were read.
     """
 
     file: Path
@@ -64,6 +65,7 @@ class RawDomain:
     items_file: Path | None = None
     items: pl.LazyFrame | None = None
     numbering: Numbering | None = None
+    also: tuple[Path, ...] = ()
 
     @property
     def has_split(self) -> bool:

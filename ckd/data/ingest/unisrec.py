@@ -48,6 +48,7 @@ class UniSRec:
             items_file=text,
             items=_read_text(text, items, options).lazy(),
             numbering=Numbering(pl.Series(RAW, users.raw), pl.Series(RAW, items.raw)),
+            also=(*(base.with_name(f"{base.name}.{part}.inter") for part in PARTS[1:]), users.file, items.file),
         )
 
 

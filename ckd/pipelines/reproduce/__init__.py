@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from ckd.pipelines.reproduce.compare import seconds_of
 from ckd.pipelines.reproduce.experiments import EXPERIMENTS, Options
+from ckd.pipelines.reproduce.made import Made, mark, settings_said
+from ckd.pipelines.reproduce.methods import Method
 from ckd.pipelines.reproduce.result import Experiment
 from ckd.pipelines.reproduce.steps import PlannedStep
 from ckd.pipelines.reproduce.study import Study
@@ -24,11 +27,13 @@ class DryRun:
         name: of the experiment.
         steps: each with its state and an estimate.
         notes: such as what is left out, and why.
+        example: it is of the built-in example, and at the example's sizes.
     """
 
     name: str
     steps: tuple[PlannedStep, ...]
     notes: tuple[str, ...]
+    example: bool = False
 
     @property
     def seconds(self) -> float | None:
@@ -48,13 +53,14 @@ def dry_run(name: str, study: Study, options: Options = Options()) -> DryRun:  #
         ConfigError: no such method or setting.
     """
     methods = EXPERIMENTS[name].methods(study, options)
-    return DryRun(name, tuple(study.dry_run(methods)), study.notes if methods else ())
+    return DryRun(name, tuple(study.dry_run(methods)), study.notes if methods else (), study.example)
 
 
 def reproduce(name: str, study: Study, options: Options = Options(), command: str = "") -> Experiment:  # noqa: B008
-    """Run an experiment, write `work/experiments/<name>[-<restricted to>]-<domains>.json`, and return what it found.
+    """Run an experiment, write `work/experiments/<name>[-<restricted to>]-<domains>[-<mark>].json`, and return it.
 
-    Whatever is done is kept: an interrupted experiment goes on, and experiments share their runs.
+    Whatever is done is kept: an interrupted experiment goes on, and experiments share their runs. What is made
+    otherwise than by default is marked, and takes no other result's place: see `made.mark`.
 
     Args:
         name: a key of `EXPERIMENTS`.
@@ -65,7 +71,9 @@ def reproduce(name: str, study: Study, options: Options = Options(), command: st
         ConfigError, DataError, StoreError: as the steps.
     """
     spec = EXPERIMENTS[name]
-    ran = study.run(spec.methods(study, options))
+    methods = spec.methods(study, options)
+    ran = study.run(methods)
+    made = _made(study, methods)
     shown = spec.show(study, ran, options)
     experiment = Experiment(
         # What is restricted does not take the place of the whole.
@@ -84,9 +92,23 @@ def reproduce(name: str, study: Study, options: Options = Options(), command: st
         notes=(*(study.notes if ran else ()), *shown.notes),
         versions=versions(),
         seconds=seconds_of(ran),
+        made=made,
+        mark=mark(made, study.seeds, not made.teachers or study.teachers == study.usual_teachers) if ran else "",
     )
+    former = experiment.keep_former(study.work)
+    if former is not None:
+        study.say(f"keep the result of other runs that had this one's name as {former}")
     experiment.save(study.work)
     return experiment
+
+
+def _made(study: Study, methods: Sequence[Method]) -> Made:
+    """What the methods' runs depend on; teachers only where a method is one or learns from them."""
+    used = {name for m in methods for name in (*m.teachers, *([m.model] if m.kind == "teacher" else []))}
+    settings = settings_said(study.config)
+    if not used:
+        return Made(settings=settings)
+    return Made(tuple(name for name in study.teachers if name in used), study.teacher_seeds, study.sources, settings)
 
 
 def _slug(name: str) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ckd.config import RunConfig, TrainConfig, parse
+from ckd.data.described import read_json
 from ckd.data.example import SOURCES
 from ckd.data.features import IMAGE
 from ckd.distill import live
@@ -18,22 +19,24 @@ from ckd.pipelines.example import prepare_example
 from ckd.pipelines.finetune_teacher import RESULT, finetune_teacher
 from ckd.pipelines.plan import described, make_plan, plan_ids
 from ckd.pipelines.prepare import prepare
+from ckd.pipelines.prepared_from import require_prepared_from
 from ckd.pipelines.pretrain_teacher import pretrain_teacher
+from ckd.pipelines.reproduce.made import short_hash
 from ckd.pipelines.reproduce.methods import Method, teacher
 from ckd.pipelines.reproduce.settings import (
+    Settings,
     encodings,
     has_pictures,
     pretraining_class,
     pretraining_keys,
     resolve,
-    short_hash,
 )
 from ckd.pipelines.reproduce.steps import WITH_TEACHERS, State, Step, Trained, exists, finished_in, summary
 from ckd.pipelines.teacher_difficulty import teacher_difficulty
 from ckd.pipelines.teacher_score import teacher_score
 from ckd.pipelines.train_baseline import train_baseline
 from ckd.pipelines.train_student import train_student
-from ckd.pipelines.workspace import domain_folder, domains_in, plans_folder, pretrained_folder, read_json, scores_folder
+from ckd.pipelines.workspace import domain_folder, domains_in, plans_folder, pretrained_folder, scores_folder
 from ckd.store.manifest import MANIFEST
 from ckd.teachers import TEACHERS
 
@@ -61,6 +64,8 @@ class Chain:
         """The domain itself, or a source domain of that name."""
         name = name or self.name
         folder = domain_folder(self.work, name)
+        if f"domains/{name}" in self.steps:
+            return
         self._require_prepared_so(name)
 
         def run() -> None:
@@ -73,17 +78,19 @@ class Chain:
         self._add(f"domains/{name}", f"prepare {name}", "prepare", "", name, exists(folder / "domain.json"), run)
 
     def _require_prepared_so(self, name: str) -> None:
-        """Refuse a domain that lies there prepared otherwise than the configuration says."""
+        """Refuse a domain that lies there prepared otherwise than the configuration says, or from other files."""
         path = domain_folder(self.work, name) / "domain.json"
         if self.study.data is None or not path.exists():
             return
-        found = read_json(path, "Prepare it again.").get("notes", {}).get("config", {})
+        notes = read_json(path, "Prepare it again.").get("notes", {})
+        found = notes.get("config", {})
         for key, value in self.study.config.prepare.model_dump(mode="json", exclude_unset=True).items():
             if key in found and found[key] != value:
                 raise DataError(
                     f"{path}: prepared with prepare.{key}={found[key]}, not {value}. Leave the key out, "
-                    "prepare the domain again with `ckd prepare`, or take another work folder."
+                    "prepare the domain again with `ckd prepare --replace`, or take another work folder."
                 )
+        require_prepared_from(path, notes, self.study.data / name, self.study.config.prepare.items)
 
     def train(self, method: Method, seed: int) -> Trained:
         """Everything that a method's run needs, and the run."""
@@ -131,7 +138,7 @@ class Chain:
             finished,
             tune,
         )
-        return Trained(self.name, method, seed, run, str(folder), ())
+        return Trained(self.name, method, seed, run, str(folder), (), settings.used(method))
 
     def _teachers(self, method: Method, seed: int) -> tuple[str, ...]:
         """Runs of the teachers that a method's run of this seed learns from."""
@@ -287,7 +294,7 @@ class Chain:
 
         # Over all items a step takes several times as long.
         cost = f"{prefix}-all" if runs and config.distill.scope == "all" else prefix
-        return self._trained(method, seed, run, runs, cost, train)
+        return self._trained(method, settings, run, runs, cost, train)
 
     def _baseline(self, method: Method, seed: int) -> Trained:
         settings = resolve(method, self.study.config, self.study.example, seed)
@@ -311,7 +318,7 @@ class Chain:
                 progress=self.study.progress,
             )
 
-        return self._trained(method, seed, run, runs, method.model, train)
+        return self._trained(method, settings, run, runs, method.model, train)
 
     def source(self) -> str | None:
         """The second domain that RecGURU shares its encoder with: the first other one."""
@@ -321,13 +328,20 @@ class Chain:
         return next((name for name in others if name != self.name), None)
 
     def _trained(
-        self, method: Method, seed: int, run: str, teachers: tuple[str, ...], cost: str, train: Callable[[], object]
+        self,
+        method: Method,
+        settings: Settings,
+        run: str,
+        teachers: tuple[str, ...],
+        cost: str,
+        train: Callable[[], object],
     ) -> Trained:
+        seed = settings.config.seed
         folder = Path("students") / self.name / run
         what = f"train {method.name} on {self.name}, seed {seed}"
         state = finished_in(self.work / folder, "last.json", "finished")
         self._add(str(folder), what, "train", cost, self.name, state, train)
-        return Trained(self.name, method, seed, run, str(folder), teachers)
+        return Trained(self.name, method, seed, run, str(folder), teachers, settings.used(method))
 
     def _on_step(self, epoch: int, step: int, steps: int, row: dict[str, Any]) -> None:
         self.study.progress(step, steps, "step", live.note(row))

@@ -1,21 +1,23 @@
 """What an experiment found, as one JSON file: its runs, its tables and the data behind its figures.
 
-`work/experiments/<name>-<domains>.json` is all that `ckd report` needs besides the runs' own folders.
+`work/experiments/<name>-<domains>.json` is all that `ckd report` needs besides the runs' own folders. What is made
+otherwise than by default, with more seeds or other settings, has a file of its own beside it: see `made.mark`.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
 import numpy as np
 
 from ckd.data.atomic import write_json
+from ckd.data.described import read_json
 from ckd.errors import DataError
-from ckd.pipelines.workspace import read_json
+from ckd.pipelines.reproduce.made import Made, short_hash
 
 #: Raised when files of older versions cannot be read any more.
 FORMAT = 1
@@ -43,6 +45,7 @@ class RunRecord:
         metrics: of the test part: recall and NDCG at 5, 10, 20, 50 and MRR.
         valid: of the validation part, at the best epoch.
         seconds: spent on training it; None where nobody measured it.
+        settings: what it was trained with, by section, where that differs from the defaults; of older results empty.
     """
 
     domain: str
@@ -57,6 +60,7 @@ class RunRecord:
     metrics: dict[str, float]
     valid: dict[str, float]
     seconds: float | None
+    settings: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -220,6 +224,8 @@ class Experiment:
         notes: what a reader has to know about all of it, such as methods that were left out and why.
         versions: of Python and packages.
         seconds: spent on all its runs, whether trained for it or for another experiment before; None: unknown.
+        made: what its runs were made with; None of an older result, which does not say.
+        mark: ends its file's name, where it was made otherwise than by default.
     """
 
     name: str
@@ -237,16 +243,44 @@ class Experiment:
     notes: tuple[str, ...] = ()
     versions: dict[str, str] = field(default_factory=dict)
     seconds: float | None = None
+    made: Made | None = None
+    mark: str = ""
+
+    @property
+    def stem(self) -> str:
+        """Name of its file, less the suffix: `<name>-<domains>`, and its mark where it has one."""
+        return "-".join([self.name, "+".join(self.domains), *([self.mark] if self.mark else [])])
+
+    @property
+    def made_with(self) -> str | None:
+        """What it was made with, in a line; None where that is not known, or nothing was trained."""
+        return self.made.text(self.seeds) if self.made is not None and self.runs else None
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, as they are stored."""
         return {"format": FORMAT, **asdict(self)}
 
     def save(self, work: Path) -> Path:
-        """Write `work/experiments/<name>-<domains>.json`, atomically; returns its path."""
-        path = experiment_path(work, self.name, self.domains)
+        """Write `work/experiments/<stem>.json`, atomically; returns its path."""
+        path = work / "experiments" / f"{self.stem}.json"
         write_json(path, self.as_dict())
         return path
+
+    def keep_former(self, work: Path) -> Path | None:
+        """Give a result of this one's name that has runs which this one lacks a name of its own; returns its path.
+
+        Such are results of versions that named all alike, and those of teachers that are not the usual ones any more.
+        """
+        try:
+            former = Experiment.load(work / "experiments" / f"{self.stem}.json")
+        except DataError:  # there is none, or nothing that can be read
+            return None
+        mine, theirs = ({(run.method, run.folder) for run in each.runs} for each in (self, former))
+        if theirs <= mine:
+            return None
+        several = [f"{len(former.seeds)}seeds"] if len(former.seeds) > 1 else []
+        known = [former.mark] if former.mark else several
+        return replace(former, mark="-".join([*known, short_hash(sorted(theirs))])).save(work)
 
     @classmethod
     def load(cls, path: Path) -> Self:
@@ -263,10 +297,6 @@ class Experiment:
             return cls(**_restored(values))
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(f"{path}: not an experiment's result ({error}). {remedy}") from None
-
-
-def experiment_path(work: Path, name: str, domains: Sequence[str]) -> Path:
-    return work / "experiments" / f"{name}-{'+'.join(domains)}.json"
 
 
 def load_experiments(work: Path) -> list[Experiment]:
@@ -313,11 +343,17 @@ def _restored(values: dict[str, Any]) -> dict[str, Any]:
         "domains": tuple(values["domains"]),
         "seeds": tuple(values["seeds"]),
         "notes": tuple(values["notes"]),
+        "made": None if values.get("made") is None else _made(values["made"]),
         "runs": tuple(RunRecord(**{**run, "teachers": tuple(run["teachers"])}) for run in values["runs"]),
         "differences": tuple(Difference(**each) for each in values["differences"]),
         "tables": tuple(_table(each) for each in values["tables"]),
         "panels": tuple(_panel(each) for each in values["panels"]),
     }
+
+
+def _made(values: dict[str, Any]) -> Made:
+    lists = {name: tuple(values[name]) for name in ("teachers", "teacher_seeds", "sources")}
+    return Made(**{**values, **lists})
 
 
 def _table(values: dict[str, Any]) -> Table:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +19,7 @@ from ckd.pipelines.reproduce.example_sizes import (
     EXAMPLE_TEACHERS,
     EXAMPLE_TRAIN,
 )
+from ckd.pipelines.reproduce.made import short_hash
 from ckd.pipelines.reproduce.methods import DISTILLED, Method, ablations, table3_methods, universal
 from ckd.pipelines.workspace import domain_folder
 from ckd.students import STUDENTS
@@ -48,13 +47,17 @@ class Settings:
     pretrain: dict[str, Any]
 
     def fingerprint(self, method: Method, parts: Mapping[str, Any]) -> str:
-        """Eight letters that tell runs of a model apart: of what differs from the defaults, seed and device left out.
+        """Eight letters that tell runs of a model apart, by what they use.
 
         Args:
             parts: what the run depends on besides, such as its teachers' runs.
         """
+        return short_hash({**self.used(method), **parts})
+
+    def used(self, method: Method) -> dict[str, Any]:
+        """What a run of the method uses, by section: what differs from the defaults, seed and device left out."""
         config = self.config
-        used: dict[str, Any] = {"train": _said(config.train, set(config.train.NO_IDENTITY)), **parts}
+        used: dict[str, Any] = {"train": _said(config.train, set(config.train.NO_IDENTITY))}
         if method.kind == "teacher":
             used["teacher"] = config.teacher
         elif method.kind == "student":
@@ -65,13 +68,7 @@ class Settings:
             # Baselines have loops of their own, which read nothing of `train` but the device.
             del used["train"]
             used |= {"student": config.student, "baseline": config.baseline, "trains": method.student}
-        return short_hash(used)
-
-
-def short_hash(value: Any) -> str:
-    """Eight letters that tell plain values apart."""
-    text = json.dumps(value, sort_keys=True, default=str)
-    return hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
+        return used
 
 
 def pretraining_class(model: str) -> Any:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from ckd.config import PlanConfig
 from ckd.data.atomic import write_json
+from ckd.pipelines.reproduce.example_sizes import EXAMPLE_INSTANCES, EXAMPLE_SECONDS
 from ckd.pipelines.reproduce.methods import Method
 
 State = Literal["done", "begun", "to do"]
@@ -19,7 +20,7 @@ State = Literal["done", "begun", "to do"]
 Source = Literal["measured", "scaled", "assumed", "unknown"]
 
 #: Instances a second, times epochs until early stopping, of a model at the paper's sizes on two cores: what is
-#: assumed of a model while no like run is in the work folder. SASRec's and UniSRec's rates are measured.
+#: assumed of a model on real data while no like run is in the work folder. SASRec's and UniSRec's rates are measured.
 ASSUMED = {
     "unisrec": (3_100, 40),
     "recformer": (15, 15),
@@ -76,6 +77,7 @@ class Trained:
         run: its name.
         key: its folder, relative to the work folder; also its step's key.
         teachers: runs that it learns from.
+        settings: what it uses, by section, where that differs from the defaults.
     """
 
     domain: str
@@ -84,6 +86,7 @@ class Trained:
     run: str
     key: str
     teachers: tuple[str, ...]
+    settings: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -163,10 +166,11 @@ class Estimates:
     Args:
         costs: of what was done in this work folder.
         instances: training instances of a domain; None where it is not known yet.
+        example: the domains are the built-in example's, and models have the sizes that they are cut to there.
     """
 
-    def __init__(self, costs: Costs, instances: Callable[[str], int | None]) -> None:
-        self.costs = costs
+    def __init__(self, costs: Costs, instances: Callable[[str], int | None], example: bool = False) -> None:
+        self.costs, self.example = costs, example
         self.measured = costs.all()
         self.instances = instances
 
@@ -195,10 +199,18 @@ class Estimates:
         rates = [c.seconds / size for c in alike if (size := self.instances(c.domain))]
         if rates:
             return n * sum(rates) / len(rates), "scaled"
-        if step.action in ("train", "fine-tune", "pretrain"):
+        return self._assumed(step, n), "assumed"
+
+    def _assumed(self, step: Step, n: int) -> float:
+        """Seconds of a step over n instances, of which nothing like it was measured here."""
+        trains = step.action in ("train", "fine-tune")
+        kind = step.model if trains else step.action
+        if self.example and kind in EXAMPLE_SECONDS:
+            return EXAMPLE_SECONDS[kind] * n / EXAMPLE_INSTANCES
+        if trains or step.action == "pretrain":
             rate, epochs = ASSUMED.get(step.model.split(WITH_TEACHERS)[0], ASSUMED_OTHERWISE)
-            return n * epochs / rate, "assumed"
-        return n / ASSUMED_RATE, "assumed"
+            return n * epochs / rate
+        return n / ASSUMED_RATE
 
 
 def exists(path: Path) -> Callable[[], State]:

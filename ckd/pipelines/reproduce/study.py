@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ckd.config import RunConfig
+from ckd.data.described import read_json
 from ckd.data.example import SOURCES, TARGET
 from ckd.errors import ConfigError, DataError, did_you_mean
 from ckd.evaluation.metrics import ranking_metrics
@@ -18,15 +19,13 @@ from ckd.evaluation.ranks import Ranks
 from ckd.pipelines.evaluate import evaluate
 from ckd.pipelines.progress import Progress, silent
 from ckd.pipelines.reproduce.chain import Chain
+from ckd.pipelines.reproduce.example_sizes import EXAMPLE_INSTANCES
 from ckd.pipelines.reproduce.methods import Method
 from ckd.pipelines.reproduce.result import RunRecord
 from ckd.pipelines.reproduce.settings import check_keys, has_pictures
 from ckd.pipelines.reproduce.steps import Costs, Estimates, PlannedStep, Step, Trained
-from ckd.pipelines.workspace import domain_folder, domains_in, read_json
+from ckd.pipelines.workspace import domain_folder, domains_in
 from ckd.teachers import TEACHERS
-
-#: Training instances of the built-in example, for estimates before it is made.
-EXAMPLE_INSTANCES = 10_000
 
 #: Teachers that an experiment uses unless told otherwise.
 DEFAULT_TEACHERS = ("unisrec", "recformer", "unim2rec")
@@ -52,6 +51,7 @@ class Study:
         teacher_seeds: of teachers that are fine-tuned; the students of the seeds take them in turn.
         config: what the user says; see `settings.resolve`.
         teachers: registered teachers that are distilled.
+        usual_teachers: those that would be, had nobody named any.
         sources: domains that teachers are pre-trained on before they are fine-tuned; none: from scratch.
         left_out: models that cannot be run here.
         notes: why, for people.
@@ -66,6 +66,7 @@ class Study:
     teacher_seeds: tuple[int, ...]
     config: RunConfig
     teachers: tuple[str, ...] = DEFAULT_TEACHERS
+    usual_teachers: tuple[str, ...] = DEFAULT_TEACHERS
     sources: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
@@ -82,7 +83,7 @@ class Study:
 
     def dry_run(self, methods: Sequence[Method]) -> list[PlannedStep]:
         """The steps with their states and times; nothing is made."""
-        return Estimates(Costs(self.work), self.instances).of(self.steps(methods))
+        return Estimates(Costs(self.work), self.instances, self.example).of(self.steps(methods))
 
     def run(self, methods: Sequence[Method]) -> list[Ran]:
         """Take every step, and rank the test part with every run; in the order of domains, methods, seeds."""
@@ -136,6 +137,7 @@ class Study:
             folder=trained.key,
             teachers=trained.teachers,
             overrides=dict(trained.method.overrides),
+            settings=trained.settings,
             metrics=ranking_metrics(found.ranks.rank),
             valid=_validation(self.work / trained.key),
             seconds=cost.seconds if cost is not None and cost.finished else None,
@@ -210,7 +212,8 @@ def make_study(
             f"UniM²Rec is left out: {', '.join(blind)} without pictures. Prepare the domain and bring in its pictures' "
             "vectors with `ckd encode-items --modality image`, or name the teachers."
         )
-    used = tuple(teachers or (name for name in DEFAULT_TEACHERS if name not in left_out))
+    usual = tuple(name for name in DEFAULT_TEACHERS if name != "unim2rec" or not blind)
+    used = tuple(teachers or usual)
     check_keys(config, used)
     notes = list(left_out.values())
     unseen = [name for name in sources if not has_pictures(work, name, config)] if data is not None else []
@@ -224,6 +227,7 @@ def make_study(
         teacher_seeds=every[:teacher_seeds],
         config=config,
         teachers=used,
+        usual_teachers=usual,
         sources=tuple(sources),
         left_out=tuple(left_out),
         notes=tuple(notes),

@@ -77,15 +77,6 @@ def log_softmax(logits: Float) -> npt.NDArray[np.float64]:
     return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
 
 
-def at_temperature(log_scores: Float, stored: float, wanted: float) -> npt.NDArray[np.float64]:
-    """Log-scores made at temperature `stored`, at temperature `wanted`.
-
-    log-softmax(z / tau') = log-softmax(s * tau / tau') for s = log-softmax(z / tau): a softmax ignores what is
-    constant in a row, so nothing is scored again.
-    """
-    return log_softmax(np.asarray(log_scores, dtype=np.float64) * (stored / wanted))
-
-
 def divergence(exact: Float, stored: Float) -> npt.NDArray[np.float64]:
     """(rows,) KL(exact || stored) in nats, both given as log-scores and normalised first."""
     p, q = log_softmax(exact), log_softmax(stored)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, Literal
 
 from torch import nn
 
 from ckd.data.atomic import write_json
+from ckd.data.described import read_json
 from ckd.data.domain import Domain
 from ckd.errors import DataError
 from ckd.nn.weights import write_weights
@@ -39,15 +39,9 @@ def read_info(folder: Path, teacher: str, stage: Stage | None = None, domain: Do
         DataError: no teacher lies there, it is another one, of another stage, domain or format.
     """
     path = folder / INFO
-    try:
-        info = json.loads(path.read_text())
-    except (FileNotFoundError, NotADirectoryError):
-        raise DataError(
-            f"{path}: no such file. The folder must hold a finished {teacher} ({WEIGHTS}, {INFO})."
-        ) from None
-    except (ValueError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: not valid JSON ({error}). Make the teacher again.") from None
-    found = info if isinstance(info, dict) else {}
+    found = read_json(
+        path, "Make the teacher again.", missing=f"The folder must hold a finished {teacher} ({WEIGHTS}, {INFO})."
+    )
     if found.get("format") != FORMAT:
         raise DataError(f"{path}: format {found.get('format')!r}, this version reads {FORMAT}. Make the teacher again.")
     if found.get("teacher") != teacher:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
-from ckd.errors import ConfigError, DataError
+from ckd.errors import DataError, first_line
 
 #: Told how many more contents are encoded, after every forward pass.
 Report = Callable[[int], None]
@@ -23,20 +24,23 @@ def unreported(count: int) -> None:
     """Reports nothing."""
 
 
-def encoder_device(name: str) -> torch.device:
-    """The device of that name; `auto` is a GPU where there is one.
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Without transformers' and the hub's progress bars and load reports: what matters of them is checked."""
+    from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+    from transformers.utils import logging
 
-    Raises:
-        ConfigError: torch knows no such device, or this machine has none.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    level, bars, hub_bars = logging.get_verbosity(), logging.is_progress_bar_enabled(), are_progress_bars_disabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
     try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"device {name!r}: {first_line(error)}. Use auto, cpu or a GPU of this machine.") from None
-    return device
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+        # transformers' switch turns the hub's bars, too.
+        (disable_progress_bars if hub_bars else enable_progress_bars)()
 
 
 def files_hash(paths: Iterable[Path]) -> str:
@@ -52,12 +56,6 @@ def files_hash(paths: Iterable[Path]) -> str:
 def json_hash(value: Any) -> str:
     """Hash of a JSON-like value, whatever the order of its keys."""
     return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=16).hexdigest()
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's message, without its full stop, for a message of one line."""
-    text = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    return text.strip().rstrip(".")
 
 
 def hub_snapshot(name: str, patterns: list[str]) -> Path:

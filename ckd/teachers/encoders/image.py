@@ -17,15 +17,14 @@ import torch
 from pydantic import Field
 
 from ckd.config import Section
-from ckd.errors import ConfigError, DataError, did_you_mean
+from ckd.errors import ConfigError, DataError, did_you_mean, first_line
+from ckd.nn.device import pick_device
 from ckd.teachers.encoders import pictures, pixels
 from ckd.teachers.encoders.common import (
     DTYPES,
     Precision,
     Report,
-    encoder_device,
     files_hash,
-    first_line,
     hub_snapshot,
     json_hash,
     unreported,
@@ -144,7 +143,7 @@ class ImageEncoder:
         return picture, preprocess(picture.rgb)
 
     def _forward(self, tensors: torch.Tensor) -> npt.NDArray[np.float32]:
-        model, device = self._loaded[0], encoder_device(self.config.device)
+        model, device = self._loaded[0], pick_device(self.config.device, "device")
         with torch.inference_mode():
             given = tensors.to(device, DTYPES[self.config.precision])
             vectors: npt.NDArray[np.float32] = model.encode_image(given).float().cpu().numpy()
@@ -153,7 +152,7 @@ class ImageEncoder:
     @cached_property
     def _loaded(self) -> tuple[Any, Any]:
         """Model and preprocessing."""
-        device = encoder_device(self.config.device)
+        device = pick_device(self.config.device, "device")
         if self.config.model == PIXELS:
             return pixels.Pixels().to(device), pixels.prepare
         import open_clip

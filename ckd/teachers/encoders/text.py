@@ -10,8 +10,7 @@ import hashlib
 import importlib.util
 import json
 import pickle
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -22,15 +21,16 @@ import torch
 from pydantic import Field
 
 from ckd.config import Section
-from ckd.errors import ConfigError, DataError
+from ckd.errors import ConfigError, DataError, first_line
+from ckd.nn.device import pick_device
+from ckd.teachers.common.by_length import by_length
 from ckd.teachers.encoders.common import (
     DTYPES,
     Precision,
     Report,
-    encoder_device,
     files_hash,
-    first_line,
     hub_snapshot,
+    quiet_transformers,
     unreported,
 )
 
@@ -100,7 +100,7 @@ class TextEncoder:
         tokenizer, model = self._loaded
         ids = tokenizer(list(texts), truncation=True, max_length=self.max_length, padding=False)["input_ids"]
         vectors = np.empty((len(ids), self.dim), dtype=np.float32)
-        for rows in _batches([len(i) for i in ids], self.config.batch_tokens):
+        for rows in by_length([len(i) for i in ids], self.config.batch_tokens):
             vectors[rows] = self._forward(model, [ids[row] for row in rows], tokenizer.pad_token_id)
             report(len(rows))
         return vectors
@@ -132,7 +132,7 @@ class TextEncoder:
         import transformers
 
         try:
-            with _quiet():
+            with quiet_transformers():
                 tokenizer = transformers.AutoTokenizer.from_pretrained(self.folder)
                 model, info = transformers.AutoModel.from_pretrained(
                     self.folder, dtype=DTYPES[self.config.precision], weights_only=True, output_loading_info=True
@@ -155,7 +155,7 @@ class TextEncoder:
                 raise DataError(f"{self.folder}: the tokenizer has neither a padding nor an end-of-text token.")
             # Padding is masked: which token stands there does not matter.
             tokenizer.pad_token_id = tokenizer.eos_token_id
-        model = model.to(encoder_device(self.config.device)).eval()
+        model = model.to(pick_device(self.config.device, "device")).eval()
         try:
             self._forward(model, [tokenizer("a text")["input_ids"]], tokenizer.pad_token_id)
         except (TypeError, ValueError, AttributeError) as error:
@@ -244,32 +244,3 @@ def _read_json(path: Path) -> dict[str, Any]:
     except (ValueError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: not valid JSON ({first_line(error)}).") from None
     return value if isinstance(value, dict) else {}
-
-
-def _batches(lengths: Sequence[int], budget: int) -> Iterator[npt.NDArray[np.int64]]:
-    """Rows by length, longest first, in batches of at most `budget` padded tokens, but at least one row."""
-    order = np.argsort(-np.asarray(lengths), kind="stable")
-    start = 0
-    while start < len(order):
-        size = max(1, budget // lengths[order[start]])
-        yield order[start : start + size]
-        start += size
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without transformers' and the hub's progress bars and load reports: what matters of them is checked."""
-    from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
-    from transformers.utils import logging
-
-    level, bars, hub_bars = logging.get_verbosity(), logging.is_progress_bar_enabled(), are_progress_bars_disabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
-        # transformers' switch turns the hub's bars, too.
-        (disable_progress_bars if hub_bars else enable_progress_bars)()

@@ -9,11 +9,9 @@ window.
 
 from __future__ import annotations
 
-import logging
 import pickle
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,8 +21,8 @@ from safetensors import SafetensorError
 from tokenizers import Tokenizer
 from torch import nn
 
-from ckd.errors import DataError
-from ckd.teachers.encoders.common import first_line
+from ckd.errors import DataError, first_line
+from ckd.teachers.encoders.common import quiet_transformers
 from ckd.teachers.encoders.text import model_folder
 from ckd.teachers.recformer_parts.layers import cut_layers, kept_layers
 from ckd.teachers.recformer_parts.model import Architecture
@@ -100,7 +98,7 @@ def _load(folder: Path) -> tuple[Any, Any]:
     from transformers import AutoModelForMaskedLM, AutoTokenizer
 
     try:
-        with _quiet():
+        with quiet_transformers():
             model, info = AutoModelForMaskedLM.from_pretrained(
                 folder, dtype=torch.float32, weights_only=True, output_loading_info=True
             )
@@ -118,22 +116,6 @@ def _load(folder: Path) -> tuple[Any, Any]:
             "Give the folder of a complete model."
         )
     return model, tokenizer
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without transformers' progress bar and its notes on the heads that a checkpoint lacks."""
-    from transformers.utils import logging as settings
-
-    level, bars = settings.get_verbosity(), settings.is_progress_bar_enabled()
-    settings.set_verbosity(logging.ERROR)
-    settings.disable_progress_bar()
-    try:
-        yield
-    finally:
-        settings.set_verbosity(level)
-        if bars:
-            settings.enable_progress_bar()
 
 
 _EMBEDDINGS = ("word_embeddings.weight", "position_embeddings.weight", "token_type_embeddings.weight")

@@ -19,10 +19,11 @@ from torch.nn.utils import clip_grad_norm_
 from ckd.config import TrainConfig
 from ckd.data.domain import Domain
 from ckd.distill.checkpoint import TrainState, load_checkpoint, save_checkpoint
-from ckd.distill.trainer import TrainingDiverged, pick_device
+from ckd.distill.trainer import TrainingDiverged
 from ckd.errors import DataError
 from ckd.evaluation.metrics import ranking_metrics
 from ckd.evaluation.ranks import rank_targets
+from ckd.nn.device import pick_device
 from ckd.nn.weights import read_weights, write_weights
 from ckd.teachers.common.identity import continued, start_content
 from ckd.teachers.common.settings import refuse_settings

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -253,13 +252,3 @@ def compose(tokens: ItemTokens, recent: Ints, limits: TokenLimits, special: Spec
     types.ravel()[target] = tokens.types[source]
     places.ravel()[target] = np.repeat(np.broadcast_to(np.arange(1, recent.shape[1] + 1), recent.shape).ravel(), flat)
     return TokenBatch(*(torch.from_numpy(x) for x in (ids, types, places, lengths)))
-
-
-def by_length(lengths: Ints, budget: int) -> Iterator[Ints]:
-    """Rows in groups of similar length, longest first, each of at most `budget` padded tokens or a single row."""
-    order = np.argsort(-lengths, kind="stable")
-    start = 0
-    while start < len(order):
-        count = max(1, budget // int(lengths[order[start]]))
-        yield order[start : start + count]
-        start += count

@@ -6,8 +6,7 @@ from typing import Any
 
 import torch
 
-#: Elements of the logit matrix that are held at a time: 64 MiB in float32.
-BLOCK_ELEMENTS = 1 << 24
+from ckd.nn.chunks import block_rows
 
 
 class _InBatchContrast(torch.autograd.Function):
@@ -18,7 +17,7 @@ class _InBatchContrast(torch.autograd.Function):
         ctx: Any, anchors: torch.Tensor, candidates: torch.Tensor, targets: torch.Tensor, scale: float
     ) -> torch.Tensor:
         n = len(anchors)
-        step = max(1, BLOCK_ELEMENTS // n)
+        step = block_rows(n, anchors.device)
         loss = torch.zeros((), dtype=torch.promote_types(anchors.dtype, torch.float32), device=anchors.device)
         grad_anchors, grad_candidates = torch.empty_like(anchors), torch.zeros_like(candidates)
         for start in range(0, n, step):

@@ -26,8 +26,9 @@ from ckd.data.features import ItemFeatures, list_features, load_features
 from ckd.data.merge import merge_domains, merge_features, same_encoder
 from ckd.distill.checkpoint import TrainState, load_checkpoint, save_checkpoint
 from ckd.distill.feed import Ahead
-from ckd.distill.trainer import TrainingDiverged, pick_device
+from ckd.distill.trainer import TrainingDiverged
 from ckd.errors import DataError
+from ckd.nn.device import pick_device
 from ckd.nn.uncompiled import Adam
 from ckd.nn.unit import unit
 from ckd.teachers.common.identity import continued

@@ -1,0 +1,48 @@
+"""JSON files that describe what lies beside them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ckd.errors import DataError
+
+
+class Described(dict[str, Any]):
+    """A JSON object of a file: asked for a key that is not there, it names the file and says what to do."""
+
+    place: tuple[Path, str] | None = None
+
+    def __missing__(self, key: str) -> Any:
+        if self.place is None:
+            raise KeyError(key)
+        path, remedy = self.place
+        raise DataError(f"{path}: has no {key!r}. {remedy}")
+
+
+def read_json(path: Path, remedy: str, missing: str | None = None) -> dict[str, Any]:
+    """The JSON object in `path`, as `Described`, like all objects in it.
+
+    Args:
+        remedy: ends the line where the file cannot be used.
+        missing: ends it where there is none; without, `remedy` does.
+
+    Raises:
+        DataError: there is no such file, or it is no JSON.
+    """
+
+    def placed(values: dict[str, Any]) -> Described:
+        described = Described(values)
+        described.place = path, remedy
+        return described
+
+    try:
+        value = json.loads(path.read_text(), object_hook=placed)
+    except (FileNotFoundError, NotADirectoryError):
+        raise DataError(f"{path}: no such file. {missing or remedy}") from None
+    except ValueError as error:
+        raise DataError(f"{path}: not valid JSON ({error}). {remedy}") from None
+    if not isinstance(value, dict):
+        raise DataError(f"{path}: expected a JSON object, found {type(value).__name__}. {remedy}")
+    return value
