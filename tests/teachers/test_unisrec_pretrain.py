@@ -331,7 +331,9 @@ def test_too_few_instances_are_refused(sources: list[Domain], tmp_path: Path) ->
         pretrain([empty], tmp_path / "run")
 
 
-@pytest.mark.parametrize("change", [{"ce": "in-batch"}, {"layout": "user"}, {"ema": 0.9}, {"validate_every": 2}])
+@pytest.mark.parametrize(
+    "change", [{"ce": "in-batch"}, {"layout": "user"}, {"ema": 0.9}, {"validate_every": 2}, {"patience": 3}]
+)
 def test_settings_without_effect_are_refused(sources: list[Domain], tmp_path: Path, change: dict[str, Any]) -> None:
     with pytest.raises(
         ConfigError, match=f"train.{next(iter(change))}=.*: UniSRec's pre-training does nothing with it"

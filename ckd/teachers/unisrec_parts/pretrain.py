@@ -113,7 +113,7 @@ class Pretraining:
         folder: Path,
         progress: Report,
     ) -> None:
-        refuse_settings(train, "ce", "layout", "ema", "validate_every", what="UniSRec's pre-training")
+        refuse_settings(train, "ce", "layout", "ema", "patience", "validate_every", what="UniSRec's pre-training")
         self.config, self.train, self.seed, self.folder, self.progress = config, train, seed, folder, progress
         self.batch_size = train.batch_size or UniSRec.PRETRAIN_DEFAULTS["batch_size"]
         self.epochs = train.epochs or UniSRec.PRETRAIN_DEFAULTS["epochs"]
