@@ -14,6 +14,7 @@ from typer.core import TyperGroup
 
 from ckd.commands import data, report, reproduce, scores, students, teachers, tune
 from ckd.errors import CkdError, ConfigError
+from ckd.nn.memory import keep_few_kernels
 
 #: Set by `torchrun` in the processes that it starts.
 TORCHRUN = "TORCHELASTIC_RUN_ID"
@@ -98,6 +99,7 @@ app.add_typer(reproduce_app, name="reproduce")
 
 def main() -> None:
     """Run the command; a user's error becomes one line on standard error and exit code 1."""
+    keep_few_kernels()
     try:
         _refuse_several(sys.argv[1:])
         app(prog_name="ckd")

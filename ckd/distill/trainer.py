@@ -37,7 +37,7 @@ from ckd.errors import CkdError, DataError, StoreError
 from ckd.evaluation.metrics import ranking_metrics
 from ckd.evaluation.ranks import rank_targets
 from ckd.nn.device import pick_device
-from ckd.nn.memory import hold_freed_memory
+from ckd.nn.memory import hold_freed_memory, keep_few_kernels
 from ckd.nn.recommender import Recommender
 from ckd.nn.uncompiled import Adam
 from ckd.nn.weights import put_weights, read_weights
@@ -144,6 +144,7 @@ class Trainer:
             DataError: the folder holds another run.
         """
         hold_freed_memory()
+        keep_few_kernels()
         torch.manual_seed(self.parallel.seed(self.seed))
         self._resume()
         epochs = min(self.config.epochs or self.plan.epochs, self.plan.epochs)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
+import os
 import subprocess
 import sys
 from typing import Any
@@ -73,3 +75,47 @@ def test_without_such_a_setting_nothing_happens(monkeypatch: pytest.MonkeyPatch)
     assert not hold_freed_memory()
     monkeypatch.setattr(memory.ctypes, "CDLL", nothing)
     assert not hold_freed_memory()
+
+
+#: Bytes in use after products of many shapes in bfloat16, less those after the first hundred.
+GROWTH = """
+import ctypes, torch
+from ckd.nn.memory import keep_few_kernels
+
+class Info(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_size_t) for name in "arena ord smb hblks hblkhd usm fsm used free keep".split()]
+
+library = ctypes.CDLL(None)
+library.mallinfo2.restype = Info
+torch.set_num_threads(1)
+if {bounded}:
+    keep_few_kernels()
+table = torch.randn(64, 64).bfloat16()
+for rows in range(100, 700):
+    torch.randn(rows, 64).bfloat16() @ table
+    if rows == 200:
+        early = library.mallinfo2().used
+print(library.mallinfo2().used - early)
+"""
+
+
+def test_kernels_of_shapes_that_do_not_come_again_are_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    if not hasattr(ctypes.CDLL(None), "mallinfo2"):
+        pytest.skip("this C library does not tell what is in use")
+    for name in memory.KERNELS:
+        monkeypatch.delenv(name, raising=False)
+    grown = {}
+    for bounded in (False, True):
+        command = [sys.executable, "-c", GROWTH.format(bounded=bounded)]
+        grown[bounded] = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    if grown[False] < 1 << 20:
+        pytest.skip("no kernels are kept here")
+    assert grown[True] < grown[False] / 4
+
+
+def test_what_the_user_has_set_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = memory.KERNELS
+    monkeypatch.setenv(first, "7")
+    monkeypatch.delenv(second, raising=False)
+    memory.keep_few_kernels()
+    assert (os.environ[first], os.environ[second]) == ("7", memory.KERNELS[second])
