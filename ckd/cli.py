@@ -13,7 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from ckd.commands import data, report, reproduce, scores, students, teachers, tune
-from ckd.errors import CkdError, ConfigError
+from ckd.errors import CkdError, ConfigError, first_line
 from ckd.nn.memory import keep_few_kernels
 
 #: Set by `torchrun` in the processes that it starts.
@@ -112,6 +112,16 @@ def main() -> None:
             raise
         place = "" if error.filename is None else f"{error.filename}: "
         _fail(f"{place}{error.strerror}. Free or allow that place, then run again.")
+    except (MemoryError, RuntimeError) as error:
+        if os.environ.get("CKD_DEBUG") == "1" or not _ran_out(error):
+            raise
+        _fail(f"out of memory ({first_line(error)}). Take smaller batches or a smaller model, and run it again.")
+
+
+def _ran_out(error: Exception) -> bool:
+    """Whether memory ran out, a processor's or a GPU's: torch, which is not imported here, has errors of its own."""
+    text = str(error)
+    return isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text
 
 
 def _refuse_several(words: list[str]) -> None:

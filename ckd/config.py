@@ -6,12 +6,13 @@ states a value. The resolved configuration is saved beside every artefact.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from ckd.errors import ConfigError, did_you_mean
 
@@ -24,6 +25,17 @@ class Section(BaseModel):
     """Base of every section: frozen, and unknown keys are refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        if isinstance(value, bool) and not _takes_truth(cls.model_fields[str(info.field_name)].annotation):
+            raise ValueError("input should not be true or false")
+        return value
+
+
+def _takes_truth(annotation: Any) -> bool:
+    return annotation in (bool, Any) or any(map(_takes_truth, get_args(annotation)))
 
 
 class PrepareConfig(Section):
@@ -57,7 +69,9 @@ class PlanConfig(Section):
     )
     difficulty: str = Field("ssl", description="difficulty measure that sorts the curriculum; none switches it off")
     alpha: float = Field(1.0, ge=0, description="weight of popularity in SSL, Eq. (1)")
-    buckets: int = Field(4, ge=1, description="B, number of difficulty buckets; 1 switches the curriculum off")
+    buckets: int = Field(
+        4, ge=1, le=65_536, description="B, number of difficulty buckets; 1 switches the curriculum off"
+    )
     epochs_per_stage: int = Field(1, ge=1, description="epochs on buckets 1..r before stage r + 1")
     epochs: int = Field(100, ge=1, description="epochs in all, the curriculum's included")
     pool: Annotated[int, Field(ge=1)] | Literal["fresh"] = Field(
@@ -165,8 +179,8 @@ class RunConfig(Section):
 
 M = TypeVar("M", bound=BaseModel)
 
-#: Whole numbers beyond this are no setting: what counts or sizes with them would overflow, or wait for ever.
-LARGEST = 2**31 - 1
+#: Numbers beyond these, whole ones and others, are no setting: what is counted or computed with them would overflow.
+LARGEST, LARGEST_FLOAT = 2**31 - 1, 1e30
 
 
 def parse(model: type[M], values: dict[str, Any], where: str) -> M:
@@ -175,9 +189,10 @@ def parse(model: type[M], values: dict[str, Any], where: str) -> M:
     Raises:
         ConfigError: one line that names the key, the value and, for an unknown key, the nearest known one.
     """
-    for name, number in _whole_numbers(values):
-        if abs(number) > LARGEST and name.rpartition(".")[2] != "seed":
-            raise ConfigError(f"{where}: {name}={number}: too large. Give at most {LARGEST}.")
+    for name, number in _numbers(values):
+        most = LARGEST if isinstance(number, int) else LARGEST_FLOAT
+        if most < abs(number) < math.inf and name.rpartition(".")[2] != "seed":
+            raise ConfigError(f"{where}: {name}={number}: too large. Give at most {most}.")
     try:
         return model.model_validate(values)
     except ValidationError as error:
@@ -209,15 +224,15 @@ def _key(model: type[BaseModel], location: tuple[int | str, ...]) -> str:
     return ".".join(parts)
 
 
-def _whole_numbers(values: Any, name: str = "") -> Iterator[tuple[str, int]]:
-    """All whole numbers in a nested value, each with its dotted key."""
+def _numbers(values: Any, name: str = "") -> Iterator[tuple[str, int | float]]:
+    """All numbers in a nested value, each with its dotted key."""
     if isinstance(values, dict):
         for key, value in values.items():
-            yield from _whole_numbers(value, f"{name}.{key}" if name else str(key))
+            yield from _numbers(value, f"{name}.{key}" if name else str(key))
     elif isinstance(values, list | tuple):
         for value in values:
-            yield from _whole_numbers(value, name)
-    elif isinstance(values, int) and not isinstance(values, bool):
+            yield from _numbers(value, name)
+    elif isinstance(values, int | float) and not isinstance(values, bool):
         yield name, values
 
 

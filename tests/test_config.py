@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from pydantic import Field, model_validator
+from pydantic import BaseModel, Field, model_validator
 
 from ckd.config import RunConfig, Section, load_config, parse
 from ckd.errors import ConfigError
@@ -97,6 +98,10 @@ def test_a_saved_configuration_reads_back(tmp_path: Path) -> None:
         ("epochs=1", "unknown key 'epochs'. Did you mean 'plan.epochs' or 'train.epochs'?"),
         ("lambda=1", "unknown key 'lambda'. Did you mean 'distill.lambda'?"),
         ("plan.epochs=4294967296", "plan.epochs=4294967296: too large. Give at most 2147483647."),
+        ("train.weight_decay=1.0e+308", "train.weight_decay=1e+308: too large. Give at most 1e+30."),
+        ("plan.buckets=true", "plan.buckets=True: input should not be true or false."),
+        ("train.tensorboard=2", "train.tensorboard=2: input should be a valid boolean"),
+        ("distill.epsilon=false", "distill.epsilon=False: input should not be true or false."),
         ("student.mlp_sizes=[8, 4294967296]", "student.mlp_sizes=4294967296: too large."),
         ("seed=9223372036854775808", "seed=9223372036854775808: input should be less than 9223372036854775808."),
         ("seed=" + "9" * 5000, "'999"),
@@ -191,3 +196,37 @@ def test_parsing_other_sections() -> None:
 def test_a_configuration_cannot_be_changed() -> None:
     with pytest.raises(Exception, match="frozen"):
         RunConfig().plan.buckets = 2  # type: ignore[misc]
+
+
+#: What nobody means, in YAML.
+NONSENSE = [
+    *["-1", "0", "1e308", ".nan", ".inf", "''", "x", "[]", "{}", "null", "true", "99999999999"],
+    "[1, 2]",
+    "{a: 1}",
+]
+
+
+def every_key() -> Iterator[str]:
+    for section, field in RunConfig.model_fields.items():
+        of: Any = field.annotation
+        if isinstance(of, type) and issubclass(of, BaseModel):
+            yield from (f"{section}.{inner.alias or name}" for name, inner in of.model_fields.items())
+        else:
+            yield section
+
+
+def refusal(override: str) -> str | None:
+    try:
+        load_config(None, [override])
+    except ConfigError as error:
+        return str(error)
+    return None
+
+
+@pytest.mark.parametrize("key", list(every_key()))
+def test_nonsense_is_taken_or_refused_in_a_line(key: str) -> None:
+    refused = [(override, line) for value in NONSENSE if (line := refusal(override := f"{key}={value}")) is not None]
+    assert len(refused) >= 3
+    for override, line in refused:
+        assert line.startswith(f"override {override!r}: ")
+        assert "\n" not in line

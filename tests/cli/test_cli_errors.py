@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from ckd import cli
 from ckd.errors import StoreError
@@ -164,6 +165,30 @@ def test_errors_of_the_disk_are_one_line(ckd: Ckd, studio: Any, monkeypatch: pyt
     found = ckd("example", "--work", blocked)
     assert found.code == 1
     assert re.fullmatch(r"ckd: .*blocked/domains.*: Not a directory\. Free or allow[^\n]*\n", found.err)
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (MemoryError("Unable to allocate 16.0 GiB"), "Unable to allocate 16.0 GiB"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nmore"), "CUDA out of memory. Tried to"),
+        (RuntimeError("[enforce] DefaultCPUAllocator: can't allocate memory: you tried"), "DefaultCPUAllocator: can't"),
+    ],
+)
+def test_no_memory_is_one_line(
+    ckd: Ckd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, told: str
+) -> None:
+    def fail(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("ckd.pipelines.example.prepare_example", fail)
+    found = ckd("example", "--work", tmp_path)
+    assert found.code == 1
+    assert re.fullmatch(r"ckd: out of memory \([^\n]*\)\. Take smaller batches[^\n]*\n", found.err)
+    assert told in found.err
+    monkeypatch.setattr("ckd.pipelines.example.prepare_example", lambda *_: [].pop())
+    with pytest.raises(IndexError):
+        ckd("example", "--work", tmp_path)
 
 
 def test_debugging_shows_the_traceback(ckd: Ckd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
