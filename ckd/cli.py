@@ -20,7 +20,6 @@ from ckd.nn.memory import keep_few_kernels
 TORCHRUN = "TORCHELASTIC_RUN_ID"
 #: What shells expect of a program that was ended by Ctrl-C.
 INTERRUPTED = 130
-AGAIN = "The same command goes on where training or scoring was."
 
 
 class Interruptible(TyperGroup):
@@ -33,7 +32,10 @@ class Interruptible(TyperGroup):
         except KeyboardInterrupt:
             if os.environ.get("CKD_DEBUG") == "1":
                 raise
-            print(f"\nckd: interrupted; nothing half-made counts. {AGAIN}", file=sys.stderr)
+            print(
+                "\nckd: interrupted; nothing half-made counts. The same command goes on where training or scoring was.",
+                file=sys.stderr,
+            )
             raise typer.Exit(INTERRUPTED) from None
 
 
@@ -99,7 +101,7 @@ app.add_typer(reproduce_app, name="reproduce")
 
 def main() -> None:
     """Run the command; a user's error becomes one line on standard error and exit code 1."""
-    keep_few_kernels()
+    keep_few_kernels()  # besides the trainer, teachers with loops of their own and encoders compute in bf16
     try:
         _refuse_several(sys.argv[1:])
         app(prog_name="ckd")

@@ -24,20 +24,28 @@ def fsync_path(path: Path) -> None:
 
 
 @contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Errors of the system name `path` where they name nothing: of a full disk, writing says nothing else."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
+
+
+@contextmanager
 def replace_file(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success it takes the place of `path`, on an error it is removed."""
     path = path.absolute()
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        yield partial
-        fsync_path(partial)
-        partial.replace(path)
-    except BaseException as error:
+        with _naming(path):
+            yield partial
+            fsync_path(partial)
+            partial.replace(path)
+    except BaseException:
         partial.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.filename is None:
-            # Of a full disk, writing says nothing else.
-            error.filename = str(path)
         raise
     fsync_path(path.parent)
 
@@ -62,7 +70,8 @@ def replace_folder(path: Path, keep: tuple[str, ...] = ()) -> Iterator[Path]:
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
     try:
-        yield partial
+        with _naming(path):
+            yield partial
         for entry in partial.rglob("*"):
             fsync_path(entry)
         for name in keep:

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ckd.errors import DataError
+from ckd.errors import DataError, did_you_mean
 
 
 class Described(dict[str, Any]):
@@ -46,3 +46,9 @@ def read_json(path: Path, remedy: str, missing: str | None = None) -> dict[str, 
     if not isinstance(value, dict):
         raise DataError(f"{path}: expected a JSON object, found {type(value).__name__}. {remedy}")
     return value
+
+
+def nearest(folder: Path, file: str) -> str:
+    """Ends a message about a folder that is not there: the nearest name of those beside it that hold `file`, or all."""
+    names = [path.parent.name for path in folder.parent.glob(f"*/{file}")]
+    return did_you_mean(folder.name, names) if names else ""

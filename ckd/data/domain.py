@@ -18,7 +18,8 @@ import numpy.typing as npt
 import polars as pl
 
 from ckd.data.atomic import replace_folder, write_json
-from ckd.errors import DataError, did_you_mean
+from ckd.data.described import nearest, read_json
+from ckd.errors import DataError
 
 Split = Literal["train", "valid", "test"]
 SPLITS: tuple[Split, ...] = ("train", "valid", "test")
@@ -241,21 +242,15 @@ def _hash_strings(digest: hashlib.blake2b, column: pl.Series) -> None:
 
 def _read_meta(folder: Path) -> dict[str, Any]:
     path = folder / "domain.json"
-    try:
-        meta = json.loads(path.read_text())
-    except (FileNotFoundError, NotADirectoryError):
-        known = [other.parent.name for other in folder.parent.glob("*/domain.json")]
-        hint = did_you_mean(folder.name, known) if known else ""
-        raise DataError(f"{folder}: no prepared domain here. Run `ckd prepare` first.{hint}") from None
-    except ValueError as error:
-        raise DataError(f"{path}: not valid JSON ({error}). Prepare the domain again.") from None
-    found = meta.get("format") if isinstance(meta, dict) else None
-    if found != FORMAT:
+    if not path.is_file():
+        raise DataError(f"{folder}: no prepared domain here. Run `ckd prepare` first.{nearest(folder, path.name)}")
+    meta = read_json(path, "Prepare the domain again.")
+    if (found := meta.get("format")) != FORMAT:
         raise DataError(f"{path}: format {found!r}, this version reads {FORMAT}. Prepare the domain again.")
     lacking = sorted({"name", "history_cap", "fingerprint", "notes"} - set(meta))
     if lacking:
         raise DataError(f"{path}: no {' and no '.join(lacking)}. Prepare the domain again.")
-    return dict(meta)
+    return meta
 
 
 def _read_table(path: Path, wanted: tuple[str, ...]) -> pl.DataFrame:

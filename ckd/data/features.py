@@ -20,6 +20,7 @@ import numpy.typing as npt
 import polars as pl
 
 from ckd.data.atomic import replace_file, write_json
+from ckd.data.described import read_json
 from ckd.data.domain import Domain, columns
 from ckd.errors import DataError, did_you_mean, file_name
 
@@ -187,19 +188,15 @@ def read_feature_info(domain_folder: Path, name: str) -> dict[str, Any]:
 
 
 def _read_meta(path: Path) -> dict[str, Any]:
-    try:
-        meta = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such feature.{did_you_mean(path.stem, list_features(path.parents[1]))}") from None
-    except (ValueError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: not valid JSON ({error}). Encode or import the feature again.") from None
-    found = meta.get("format") if isinstance(meta, dict) else None
-    if found != FORMAT:
+    if not path.exists():
+        raise DataError(f"{path}: no such feature.{did_you_mean(path.stem, list_features(path.parents[1]))}")
+    meta = read_json(path, "Encode or import the feature again.")
+    if (found := meta.get("format")) != FORMAT:
         raise DataError(f"{path}: format {found!r}, this version reads {FORMAT}. Encode or import the feature again.")
     for key, kind in (("items", str), ("dim", int), ("fingerprint", str), ("source", dict)):
         if not isinstance(meta.get(key), kind):
             raise DataError(f"{path}: {key} is {meta.get(key)!r}. Encode or import the feature again.")
-    return dict(meta)
+    return meta
 
 
 def _write_tensors(path: Path, features: ItemFeatures) -> None:

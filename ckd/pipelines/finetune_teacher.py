@@ -13,7 +13,7 @@ import torch
 from ckd.baselines.hetcomp_parts.kept import RankingRecorder, drop_begun, kept_epochs, kept_every
 from ckd.config import PlanConfig, RunConfig, TrainConfig, parse
 from ckd.data.atomic import empty_folder, only_process, write_json
-from ckd.data.described import read_json
+from ckd.data.described import nearest, read_json
 from ckd.data.domain import Domain
 from ckd.distill import live
 from ckd.distill.checkpoint import require_same_run
@@ -31,7 +31,6 @@ from ckd.pipelines.workspace import (
     content_hash,
     domain_folder,
     named_features,
-    other_runs,
     require_files,
     student_folder,
     teacher_folder,
@@ -164,7 +163,7 @@ def load_result(work: Path, domain: Domain, run: str) -> dict[str, Any]:
         DataError: no such teacher, or it was fine-tuned on other content.
     """
     folder = teacher_folder(work, domain.name, run)
-    missing = f"Run `ckd finetune-teacher --domain {domain.name}` first.{other_runs(folder, RESULT)}"
+    missing = f"Run `ckd finetune-teacher --domain {domain.name}` first.{nearest(folder, RESULT)}"
     result = read_json(folder / RESULT, RESTART, missing)
     if result["identity"]["domain"] != domain.fingerprint:
         raise DataError(

@@ -13,7 +13,7 @@ import torch
 from ckd.baselines import model_class
 from ckd.config import RunConfig, parse
 from ckd.data.atomic import empty_folder, only_process, write_json
-from ckd.data.described import read_json
+from ckd.data.described import nearest, read_json
 from ckd.data.domain import Domain
 from ckd.distill.checkpoint import require_same_run
 from ckd.distill.events import require_tensorboard
@@ -30,7 +30,6 @@ from ckd.pipelines.score_binding import open_scores, store_location
 from ckd.pipelines.workspace import (
     claim_name,
     domain_folder,
-    other_runs,
     require_files,
     student_folder,
     teacher_folder,
@@ -232,7 +231,7 @@ def load_student(work: Path, domain: Domain, run: str) -> tuple[Recommender, dic
     """
     folder = student_folder(work, domain.name, run)
     remedy = f"Train it: `ckd train-student --domain {domain.name} --run {run}`."
-    described = read_json(folder / STUDENT_FILE, remedy, missing=remedy + other_runs(folder, STUDENT_FILE))
+    described = read_json(folder / STUDENT_FILE, remedy, missing=remedy + nearest(folder, STUDENT_FILE))
     identity = described["identity"]
     if baseline := identity.get("baseline"):
         remedy = f"Train it: `ckd train-baseline --domain {domain.name} --baseline {baseline} --run {run}`."

@@ -15,7 +15,7 @@ from typing import Any
 
 from ckd.data.domain import Domain
 from ckd.data.features import list_features, read_feature_info
-from ckd.errors import ConfigError, DataError, did_you_mean, file_name
+from ckd.errors import ConfigError, DataError, file_name
 
 #: Packages whose versions are recorded with every result.
 RECORDED = ("ckd-mdsr", "torch", "numpy", "polars", "pyarrow", "transformers", "open_clip_torch")
@@ -132,9 +132,3 @@ def claim_name(own: Path, other: Path, kind: str) -> None:
     """
     if other.exists() and not own.exists():
         raise ConfigError(f"--run {own.name}: {other} is a {kind} of that name. Give another --run.")
-
-
-def other_runs(folder: Path, file: str) -> str:
-    """Ends a message about a run that is not there: the nearest of those beside it that have `file`, or all names."""
-    names = [path.parent.name for path in folder.parent.glob(f"*/{file}")]
-    return did_you_mean(folder.name, names) if names else ""

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -245,7 +246,11 @@ def test_whoever_is_kept_out_leaves_the_folder(tmp_path: Path) -> None:
         assert entries(tmp_path) == ["run"]
 
 
-def test_an_error_without_a_files_name_is_given_it(tmp_path: Path) -> None:
-    with pytest.raises(OSError, match="No space") as raised, replace_file(tmp_path / "file"):
+@pytest.mark.parametrize("replace", [replace_file, replace_folder])
+def test_an_error_without_a_files_name_is_given_it(tmp_path: Path, replace: Any) -> None:
+    with pytest.raises(OSError, match="No space") as raised, replace(tmp_path / "new"):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    assert raised.value.filename == str(tmp_path / "file")
+    assert raised.value.filename == str(tmp_path / "new")
+    with pytest.raises(OSError, match="denied") as raised, replace(tmp_path / "new"):
+        raise PermissionError(errno.EACCES, "denied", "elsewhere")
+    assert raised.value.filename == "elsewhere"

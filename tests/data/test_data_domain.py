@@ -248,9 +248,12 @@ def test_no_domain_another_format_and_bad_json_are_one_line(tmp_path: Path) -> N
     damage_meta(folder, format=99)
     with pytest.raises(DataError, match="format 99, this version reads"):
         Domain.load(folder)
-    (folder / "domain.json").write_text("[]")
-    with pytest.raises(DataError, match="format None"):
-        Domain.load(folder)
+    for text, message in (("[]", "expected a JSON object, found list"), ("{}", "format None")):
+        (folder / "domain.json").write_text(text)
+        with pytest.raises(DataError, match=message):
+            Domain.load(folder)
+    with pytest.raises(DataError, match=r"no prepared domain here\. Run `ckd prepare` first\. Did you mean 'toy'\?$"):
+        Domain.load(tmp_path / "toi")
     (folder / "domain.json").write_text("{")
     with pytest.raises(DataError, match="not valid JSON"):
         Domain.load(folder)

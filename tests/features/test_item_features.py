@@ -222,7 +222,8 @@ def test_damage_is_found(domain: Domain) -> None:
     data.write_bytes(whole)
     for content, message in (
         ("{", "not valid JSON"),
-        ("[]", "format None"),
+        ("[]", "expected a JSON object, found list"),
+        ("{}", "format None"),
         (json.dumps({**json.loads(text), "format": 99}), "format 99"),
         (json.dumps({**json.loads(text), "dim": None}), "dim is None"),
     ):

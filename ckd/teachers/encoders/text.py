@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import json
 import pickle
 from collections.abc import Sequence
 from functools import cached_property
@@ -21,6 +20,7 @@ import torch
 from pydantic import Field
 
 from ckd.config import Section
+from ckd.data.described import read_json
 from ckd.errors import ConfigError, DataError, first_line
 from ckd.nn.device import pick_device
 from ckd.teachers.common.by_length import by_length
@@ -220,14 +220,14 @@ def _folder_hash(folder: Path) -> str:
 
 def _max_length(folder: Path, asked: int | None) -> int:
     """Longest text in tokens, special tokens included."""
-    model = _read_json(folder / "config.json")
+    model = _described(folder / "config.json")
     positions = model.get("max_position_embeddings")
     if isinstance(positions, int) and model.get("model_type") in _SHIFTED_POSITIONS:
         positions -= int(model.get("pad_token_id") or 0) + 1
     own = [
         positions,
-        _read_json(folder / "tokenizer_config.json").get("model_max_length"),
-        _read_json(folder / "sentence_bert_config.json").get("max_seq_length"),
+        _described(folder / "tokenizer_config.json").get("model_max_length"),
+        _described(folder / "sentence_bert_config.json").get("max_seq_length"),
     ]
     if asked is None:
         return min([LONGEST, *(int(n) for n in own if isinstance(n, int | float) and n >= 1)])
@@ -236,11 +236,6 @@ def _max_length(folder: Path, asked: int | None) -> int:
     return asked
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text())
-    except FileNotFoundError:
-        return {}
-    except (ValueError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: not valid JSON ({first_line(error)}).") from None
-    return value if isinstance(value, dict) else {}
+def _described(path: Path) -> dict[str, Any]:
+    """A file of the model's folder; nothing where there is none."""
+    return read_json(path, "Give the folder of a complete model.") if path.exists() else {}
