@@ -29,7 +29,9 @@ def _naming(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        error.filename = error.filename or str(path)
+        # One that is a message alone would lose it.
+        if error.errno is not None and error.filename is None:
+            error.filename = str(path)
         raise
 
 

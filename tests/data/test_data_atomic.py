@@ -254,3 +254,5 @@ def test_an_error_without_a_files_name_is_given_it(tmp_path: Path, replace: Any)
     with pytest.raises(OSError, match="denied") as raised, replace(tmp_path / "new"):
         raise PermissionError(errno.EACCES, "denied", "elsewhere")
     assert raised.value.filename == "elsewhere"
+    with pytest.raises(OSError, match="a message alone"), replace(tmp_path / "new"):
+        raise OSError("a message alone")
