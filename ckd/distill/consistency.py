@@ -88,7 +88,7 @@ def consistent_weights(
 
 
 def integrate(
-    log_scores: torch.Tensor, normalised: torch.Tensor, weights: torch.Tensor, method: Normalisation = "softmax"
+    log_scores: torch.Tensor, normalised: torch.Tensor | None, weights: torch.Tensor, method: Normalisation = "softmax"
 ) -> torch.Tensor:
     """The log of the target q (Eqs. 5 and 7), (B, B), minus infinity at masked columns.
 
@@ -96,7 +96,7 @@ def integrate(
 
     Args:
         log_scores: (K, B, B) as given to `normalise`.
-        normalised: (K, B, B) its result.
+        normalised: (K, B, B) its result; none is needed for `softmax`, whose scores are mixed in log space.
         weights: (K, B) or (K, B, B) from `consistent_weights`.
         method: the normalisation that was used.
     """
@@ -107,6 +107,7 @@ def integrate(
         # In log space, so that the far tail of a sharp teacher does not underflow to a target of zero.
         log_mixed = (log_scores + weights.log()).logsumexp(dim=0)
         return log_mixed.masked_fill(~counted, -torch.inf).log_softmax(dim=-1)
+    assert normalised is not None
     mixed = (weights * normalised).sum(dim=0)
     if method == "zscore":
         return mixed.masked_fill(~counted, -torch.inf).log_softmax(dim=-1)

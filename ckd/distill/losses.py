@@ -45,13 +45,14 @@ class CatalogueTarget:
     """The same over all items, whose target is made for a block of rows whenever it is needed and never kept.
 
     Attributes:
-        rows: for a slice of the rows, (r, N) log q and (r, N) mask, True where the item counts for the row.
-        step: most rows that `rows` is asked for at a time.
+        block: for a slice of the rows, what gives for a slice of these (r, N) log q and (r, N) mask, True where the
+            item counts for the row: a block of products, in chunks that stay in the processor's cache.
+        step: most rows of a block.
         weight: lambda of Eq. (10).
         direction: which way round the divergence is.
     """
 
-    rows: Callable[[slice], tuple[torch.Tensor, torch.Tensor]]
+    block: Callable[[slice], Callable[[slice], tuple[torch.Tensor, torch.Tensor]]]
     step: int
     weight: float
     direction: Direction = "student"
@@ -83,12 +84,12 @@ class _FullSoftmaxLoss(torch.autograd.Function):
         distill: DistillationTarget | None,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         n, count = len(encoded), len(table)
-        items = targets
+        in_batch = distill if isinstance(distill, InBatchTarget) else None
+        catalogue = distill if isinstance(distill, CatalogueTarget) else None
+        items = targets if in_batch is None or in_batch.items is None else in_batch.items
         step = min(n, block_rows(count, table.device))
-        if isinstance(distill, CatalogueTarget):
-            items, step = None, min(step, distill.step)
-        elif distill is not None and distill.items is not None:
-            items = distill.items
+        if catalogue is not None:
+            step = min(step, catalogue.step)
         ce = torch.zeros((), dtype=torch.promote_types(table.dtype, torch.float32), device=table.device)
         kd = torch.zeros_like(ce)
         need_encoded, need_table = ctx.needs_input_grad[:2]
@@ -99,27 +100,29 @@ class _FullSoftmaxLoss(torch.autograd.Function):
             here = slice(start, min(start + step, n))
             block = encoded[here]
             logits = torch.mm(block, table.T, out=buffer[: len(block)])
-            kd_slope = None
-            if distill is not None:
-                own = logits if items is None else logits.gather(1, items.expand(len(block), -1))
-                part, kd_slope = _divergence_and_slope(
-                    own.to(ce.dtype) * scale, *_rows_of(distill, here), distill.direction
-                )
-                kd += part
-                kd_slope *= distill.weight * scale / n
             wanted = None if targets is None else targets[here, None]
+            target_of = None if catalogue is None else catalogue.block(here)
+            if in_batch is not None:
+                assert items is not None
+                columns = items.expand(len(block), -1)
+                own = logits.gather(1, columns).to(ce.dtype) * scale
+                part, pulls = _divergence_and_slope(own, in_batch.log_q[here], in_batch.mask[here], in_batch.direction)
+                kd += part
+                pulls *= in_batch.weight * scale / n
             for rows in row_chunks(logits):
                 slope = logits[rows].to(ce.dtype)
+                if catalogue is not None and target_of is not None:
+                    part, pull = _divergence_and_slope(slope * scale, *target_of(rows), catalogue.direction)
+                    kd += part
+                    pull *= catalogue.weight * scale / n
                 if wanted is None:
                     slope.zero_()
                 else:
                     ce += _cross_entropy_and_slope(slope, wanted[rows], scale, first_row, scale / n)
-                if kd_slope is not None:
-                    pulled = kd_slope[rows]
-                    if items is None:
-                        slope += pulled
-                    else:
-                        slope.scatter_add_(1, items.expand(len(pulled), -1), pulled)
+                if in_batch is not None:
+                    slope.scatter_add_(1, columns[rows], pulls[rows])
+                elif catalogue is not None:
+                    slope += pull
                 if slope.dtype != logits.dtype:
                     logits[rows] = slope
             if grad_encoded is not None:
@@ -167,13 +170,6 @@ def _cross_entropy_and_slope(
     logits *= factor / total
     logits.scatter_add_(1, target, logits.new_full((1, 1), -factor).expand_as(target))
     return (total.log() - positive).sum()
-
-
-def _rows_of(distill: DistillationTarget, rows: slice) -> tuple[torch.Tensor, torch.Tensor]:
-    """log q and the mask of some rows."""
-    if isinstance(distill, CatalogueTarget):
-        return distill.rows(rows)
-    return distill.log_q[rows], distill.mask[rows]
 
 
 def _divergence_and_slope(
@@ -235,7 +231,7 @@ def unfactored_divergence(
     """
 
     def divergence(block: torch.Tensor, rows: slice) -> torch.Tensor:
-        log_q, mask = distill.rows(rows)
+        log_q, mask = distill.block(rows)(slice(None))
         log_p = masked_log_softmax(score(block), mask)
         return distillation_loss(log_p, log_q, direction=distill.direction) * len(block)
 

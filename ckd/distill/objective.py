@@ -190,7 +190,7 @@ class Objective:
             return None
         weight, direction = self.distillation.weight, self.distillation.direction
         if isinstance(target, CatalogueRows):
-            return CatalogueTarget(target, target.step, weight, direction)
+            return CatalogueTarget(target.block, target.step, weight, direction)
         assert step.mask is not None
         return InBatchTarget(target.log_q, step.mask, weight, direction, step.items)
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -96,17 +97,21 @@ class TargetBuilder:
         """
         stacked = self._comparable(log_scores, mask)
         weights = self.weights.to(mask.device)
-        count = len(stacked)
-        normalised = normalise(stacked, self.config.normalisation)
-        if self.config.consistency == "off" or count < 3:
-            dropped = torch.zeros(count)
-            chosen = weights[:, None].expand(count, stacked.shape[1])
-        else:
+        count, method = len(stacked), self.config.normalisation
+        if count == 1 and method == "softmax":
+            return Target(stacked[0], torch.zeros(1))
+        judged = self.config.consistency != "off" and count > 2
+        normalised = normalise(stacked, method) if judged or method != "softmax" else None
+        if judged:
+            assert normalised is not None
             measure = inconsistency if self.config.consistency == "instance" else inconsistency_per_pair
             chosen, which = consistent_weights(measure(normalised), weights, self.epsilon)
             which = which if which.dim() == 1 else which[mask]
             dropped = torch.stack([(which == k).float().mean() for k in range(count)])
-        return Target(integrate(stacked, normalised, chosen, self.config.normalisation), dropped)
+        else:
+            dropped = torch.zeros(count)
+            chosen = weights[:, None].expand(count, stacked.shape[1])
+        return Target(integrate(stacked, normalised, chosen, method), dropped)
 
     def _comparable(self, log_scores: Sequence[torch.Tensor], mask: torch.Tensor) -> torch.Tensor:
         return torch.stack(
@@ -178,11 +183,19 @@ class CatalogueRows:
         return [users[rows] @ table.T for users, table in zip(self.vectors, self.tables, strict=True)], mask
 
     @torch.no_grad()
-    def __call__(self, rows: slice) -> tuple[torch.Tensor, torch.Tensor]:
-        """(r, N) log q and the (r, N) mask of a slice of the rows."""
+    def block(self, rows: slice) -> Callable[[slice], tuple[torch.Tensor, torch.Tensor]]:
+        """The target of a slice of the rows: what gives (r, N) log q and the (r, N) mask for a slice of these."""
         with torch.autocast(self.users.device.type, enabled=False):
             scores, mask = self.scores(rows)
-            target = self.builder(scores, mask)
+        return partial(self._target, scores, mask)
+
+    @torch.no_grad()
+    def _target(
+        self, scores: Sequence[torch.Tensor], mask: torch.Tensor, rows: slice
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        mask = mask[rows]
+        with torch.autocast(self.users.device.type, enabled=False):
+            target = self.builder([of[rows] for of in scores], mask)
         count = mask.sum() if self.builder.config.consistency == "pair" else len(mask)
         self._dropped += target.dropped.to(self._dropped.device) * count
         self._counted += count

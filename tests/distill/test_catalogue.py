@@ -63,7 +63,9 @@ def draw(size: int, seed: int) -> dict[str, torch.Tensor]:
 
 
 def given(drawn: dict[str, torch.Tensor], step: int = 3, direction: Any = "student") -> CatalogueTarget:
-    return CatalogueTarget(lambda rows: (drawn["log_q"][rows], drawn["mask"][rows]), step, 3.0, direction)
+    return CatalogueTarget(
+        lambda block: lambda rows: (drawn["log_q"][block][rows], drawn["mask"][block][rows]), step, 3.0, direction
+    )
 
 
 # --- which items count -----------------------------------------------------------------------------------------------
@@ -83,9 +85,12 @@ def test_all_items_count_but_padding_and_the_users_other_positives(rows: slice) 
 
 
 @pytest.mark.parametrize("direction", ["student", "teacher"])
-@pytest.mark.parametrize("step", [1, 3, 100])
+@pytest.mark.parametrize(("step", "chunk"), [(1, 1 << 18), (3, 1 << 18), (5, 2 * ITEMS), (100, 1)])
 @pytest.mark.parametrize("with_ce", [True, False])
-def test_the_loss_equals_its_parts_in_float64_with_gradients(direction: str, step: int, with_ce: bool) -> None:
+def test_the_loss_equals_its_parts_in_float64_with_gradients(
+    direction: str, step: int, chunk: int, with_ce: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chunks, "CHUNK_ELEMENTS", chunk)
     drawn = draw(8, seed=2)
     encoded, table, targets = drawn["encoded"], drawn["table"], drawn["targets"]
     logits = 2.0 * encoded @ table.T
@@ -151,7 +156,7 @@ def test_a_target_equal_to_the_students_own_distribution_changes_nothing(directi
 def test_weight_zero_gives_the_gradients_of_cross_entropy_to_the_bit() -> None:
     drawn = draw(8, seed=6)
     encoded, table, targets = drawn["encoded"], drawn["table"], drawn["targets"]
-    none = CatalogueTarget(given(drawn).rows, 8, 0.0)
+    none = CatalogueTarget(given(drawn).block, 8, 0.0)
     plain, zero = (full_softmax_loss(encoded, table, targets, distill=distill)[0] for distill in (None, none))
     assert torch.equal(plain, zero)
     for grads in zip(*(torch.autograd.grad(each, [encoded, table]) for each in (plain, zero)), strict=True):
@@ -203,19 +208,21 @@ def test_blocks_of_rows_give_the_target_of_the_whole(consistency: str, normalisa
     builder = builder_of(consistency=consistency, normalisation=normalisation)
     builder.epsilon = measure_epsilon(builder, [rows_of(builder).scores(slice(0, 24))], 0.5)
     whole = rows_of(builder)
-    log_q, mask = whole(slice(0, 24))
+    log_q, mask = whole.block(slice(0, 24))(slice(None))
     direct = builder(*whole.scores(slice(0, 24)))
     assert torch.equal(log_q, direct.log_q)
     assert torch.all(torch.isneginf(log_q) == ~mask)
     torch.testing.assert_close(log_q.exp().sum(dim=1), torch.ones(24))
     parts = rows_of(builder)
-    blocks = [parts(slice(start, start + 5)) for start in range(0, 24, 5)]
+    # Blocks of the products, each in chunks of two rows.
+    made = [(parts.block(slice(start, start + 5)), range(start, min(start + 5, 24), 2)) for start in range(0, 24, 5)]
+    blocks = [target(slice(at - rows.start, at - rows.start + 2)) for target, rows in made for at in rows]
     torch.testing.assert_close(torch.cat([q for q, _ in blocks]), log_q)
     assert torch.equal(torch.cat([m for _, m in blocks]), mask)
     torch.testing.assert_close(parts.dropped, direct.dropped)
     assert (float(parts.dropped.sum()) > 0) == (consistency != "off")
     # A process that has some rows of the batch has the same targets for them.
-    torch.testing.assert_close(rows_of(builder, rows=slice(4, 9))(slice(0, 5))[0], log_q[4:9])
+    torch.testing.assert_close(rows_of(builder, rows=slice(4, 9)).block(slice(0, 5))(slice(None))[0], log_q[4:9])
 
 
 def test_one_teacher_at_another_temperature_in_float64() -> None:
@@ -223,7 +230,8 @@ def test_one_teacher_at_another_temperature_in_float64() -> None:
     g = generator(9)
     users, targets = batch_of(6, seed=9)
     u, e = torch.randn(6, 4, generator=g), torch.randn(ITEMS, 4, generator=g)
-    log_q, mask = CatalogueRows(builder, [u / 0.07], [e], users, targets, users, targets)(slice(0, 6))
+    rows = CatalogueRows(builder, [u / 0.07], [e], users, targets, users, targets)
+    log_q, mask = rows.block(slice(0, 6))(slice(None))
     expected = (u.double() @ e.double().T / 0.2).masked_fill(~mask, -torch.inf).log_softmax(1)
     torch.testing.assert_close(log_q.double(), expected, atol=1e-4, rtol=1e-5)
 
@@ -273,7 +281,7 @@ def reference(trainer: Trainer) -> tuple[float, float]:
     step = trainer._prepare(next(iter(trainer.objective.distillation.scores.stream([0], dtype=None))))
     target = trainer.objective.target(step)
     assert isinstance(target, CatalogueRows)
-    log_q, mask = target(slice(0, len(step.batch)))
+    log_q, mask = target.block(slice(0, len(step.batch)))(slice(None))
     with torch.no_grad():
         scores = trainer.model.score_items(trainer.model.encode(step.batch)).float() * trainer.model.logit_scale
     kd = distillation_loss(masked_log_softmax(scores, mask), log_q)

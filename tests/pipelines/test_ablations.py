@@ -165,7 +165,8 @@ def test_the_target_over_all_items_is_the_stored_scores(bench: Any) -> None:
     instances = bench.domain.instances("train")
     users, targets = (torch.from_numpy(a[ids].astype(np.int64)) for a in (instances.users, instances.targets))
     tensors = [torch.from_numpy(v) for v in vectors]
-    log_q, mask = CatalogueRows(made.target, tensors, made.tables, users, targets, users, targets)(slice(0, len(ids)))
+    rows = CatalogueRows(made.target, tensors, made.tables, users, targets, users, targets)
+    log_q, mask = rows.block(slice(0, len(ids)))(slice(None))
     expected = torch.zeros(len(ids), bench.domain.n_items)
     for reader in readers.values():
         scores = torch.from_numpy(reader.vectors.catalogue(batch_id))
