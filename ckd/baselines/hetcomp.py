@@ -24,7 +24,7 @@ from torch import nn
 from ckd.baselines.common.histories import training_items, user_histories
 from ckd.baselines.common.run import Run
 from ckd.baselines.hetcomp_parts.knowledge import Curriculum, importance, target_lists
-from ckd.baselines.hetcomp_parts.losses import clamp_scores, overall_loss, rank_loss
+from ckd.baselines.hetcomp_parts.losses import clamp_scores, loss_by_rows, overall_loss, rank_loss
 from ckd.baselines.hetcomp_parts.rankings import (
     LEAST,
     LENGTH,
@@ -155,7 +155,7 @@ class HetCompTrainer:
             observed, listed = (
                 torch.from_numpy(lists[users].astype(np.int64) - 1).to(self.device) for lists in (self.observed, target)
             )
-            loss = weight * loss_of(self._scores(batch), observed, listed, self._training_mask(users))
+            loss = weight * self._loss(loss_of, batch, users, observed, listed)
             self.optimizer.zero_grad(set_to_none=True)
             torch.autograd.backward(loss)
             self.optimizer.step()
@@ -177,11 +177,24 @@ class HetCompTrainer:
         for start in range(0, len(owners), self.config.batch_size):
             yield np.unique(owners[start : start + self.config.batch_size])
 
-    def _scores(self, batch: Batch) -> torch.Tensor:
-        """(B, n_items) clamped scores; column 0 is item 1."""
+    def _loss(
+        self,
+        loss_of: Callable[..., torch.Tensor],
+        batch: Batch,
+        users: npt.NDArray[np.int32],
+        observed: torch.Tensor,
+        listed: torch.Tensor,
+    ) -> torch.Tensor:
+        """The sum of a loss over a batch's users; column 0 of the scores is item 1."""
+
+        def of_rows(scores: torch.Tensor, rows: slice) -> torch.Tensor:
+            mask = self._training_mask(users[rows])
+            return loss_of(clamp_scores(scores), observed[rows], listed[rows], mask)
+
         encoded, table = self.student(batch)
-        scores = self.student.score_items(encoded) if table is None else encoded @ table.T
-        return clamp_scores(scores[:, 1:].float())
+        if table is None:
+            return of_rows(self.student.score_items(encoded)[:, 1:].float(), slice(None))
+        return loss_by_rows(of_rows, encoded, table[1:])
 
     def _training_mask(self, users: npt.NDArray[np.int32]) -> torch.Tensor:
         """(B, n_items) which items each user has."""

@@ -18,7 +18,6 @@ from ckd.baselines import model_class
 from ckd.baselines.common.histories import training_items, user_histories
 from ckd.baselines.hetcomp import HetCompConfig, HetCompTrainer
 from ckd.baselines.hetcomp_parts.knowledge import Curriculum, importance, list_ndcg, target_lists
-from ckd.baselines.hetcomp_parts.losses import clamp_scores, overall_loss, rank_loss
 from ckd.baselines.hetcomp_parts.rankings import (
     RankingLists,
     first_columns,
@@ -59,79 +58,6 @@ def sasrec(domain: Domain, seed: int = 0) -> SASRec:
 def teachers(domain) -> list[list[np.ndarray]]:
     """Two teachers of two and three checkpoints."""
     return [[ranking_lists(mf(domain, 10 * t + v), domain, 12) for v in range(2 + t)] for t in range(2)]
-
-
-# --- losses ----------------------------------------------------------------------------------------------------------
-
-
-def case(seed: int = 0, users: int = 3, items: int = 40) -> tuple[torch.Tensor, ...]:
-    """Scores, observed, target and training items of which the observed are the first three."""
-    generator = torch.Generator().manual_seed(seed)
-    scores = torch.randn(users, items, generator=generator, dtype=torch.float64)
-    order = torch.stack([torch.randperm(items, generator=generator) for _ in range(users)])
-    training = torch.zeros(users, items, dtype=torch.bool).scatter(1, order[:, :5], True)
-    return scores, order[:, :3], order[:, 5:25], training
-
-
-def by_hand(scores: torch.Tensor, items: list[int], training: torch.Tensor, target: list[int], ordered: bool) -> float:
-    """One user's list loss, item by item."""
-    left = [i for i in range(len(scores)) if not training[i] and i not in target]
-    rest = sum(float(scores[i].exp()) for i in left)
-    total = 0.0
-    for place, item in enumerate(items):
-        behind = sum(float(scores[i].exp()) for i in (items[place:] if ordered else [item]))
-        total -= float(scores[item]) - float(np.log(max(behind + rest, 1e-5)))
-    return total
-
-
-def test_losses_are_the_formulas() -> None:
-    scores, observed, target, training = case()
-    overall = ordered = 0.0
-    for user, (seen, listed) in enumerate(zip(observed.tolist(), target.tolist(), strict=True)):
-        mine = (scores[user], training[user])
-        half, tenth = listed[:10], listed[:2]
-        overall += by_hand(mine[0], seen + listed, mine[1], listed, ordered=False)
-        ordered += by_hand(mine[0], seen, mine[1], half, ordered=True)
-        ordered += 0.5 * by_hand(mine[0], half, mine[1], half, ordered=True)
-        ordered += 0.5 * by_hand(mine[0], tenth, mine[1], tenth, ordered=True)
-    assert float(overall_loss(scores, observed, target, training)) == pytest.approx(overall, rel=1e-12)
-    assert float(rank_loss(scores, observed, target, training)) == pytest.approx(ordered, rel=1e-12)
-
-
-@pytest.mark.parametrize("loss_of", [overall_loss, rank_loss])
-def test_losses_have_exact_gradients(loss_of) -> None:
-    scores, observed, target, training = case(users=2)
-    scores.requires_grad_()
-    assert torch.autograd.gradcheck(lambda s: loss_of(s, observed, target, training), (scores,))
-
-
-@pytest.mark.parametrize("loss_of", [overall_loss, rank_loss])
-def test_what_stands_behind_the_end_of_a_list_counts_nothing(loss_of) -> None:
-    scores, observed, target, training = case()
-    ended = torch.cat([observed, torch.full((3, 2), -1)], dim=1)
-    torch.testing.assert_close(
-        loss_of(scores, ended, target, training), loss_of(scores, observed, target, training), rtol=1e-14, atol=0
-    )
-
-
-def test_only_the_rank_loss_looks_at_the_order() -> None:
-    scores, observed, target, training = case()
-    turned = target.flip(1)
-    overall = [overall_loss(scores, observed, each, training) for each in (target, turned)]
-    torch.testing.assert_close(overall[0], overall[1], rtol=1e-13, atol=0)
-    best = scores.gather(1, target).argsort(dim=1, descending=True)
-    ordered = target.gather(1, best)
-    half = ordered[:, :10]
-    worse = torch.cat([half.flip(1), ordered[:, 10:]], dim=1)
-    assert rank_loss(scores, observed, ordered, training) < rank_loss(scores, observed, worse, training)
-
-
-def test_clamped_scores_pass_no_gradient() -> None:
-    scores = torch.tensor([-50.0, 1.0, 50.0], requires_grad=True)
-    clamped = clamp_scores(scores)
-    clamped.sum().backward()
-    assert clamped.tolist() == [-40.0, 1.0, 40.0]
-    assert scores.grad.tolist() == [0.0, 1.0, 0.0]
 
 
 # --- knowledge -------------------------------------------------------------------------------------------------------

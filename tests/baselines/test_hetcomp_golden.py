@@ -11,7 +11,7 @@ import torch
 from safetensors import safe_open
 
 from ckd.baselines.hetcomp_parts.knowledge import Curriculum, list_ndcg
-from ckd.baselines.hetcomp_parts.losses import clamp_scores, overall_loss, rank_loss
+from ckd.baselines.hetcomp_parts.losses import clamp_scores, loss_by_rows, overall_loss, rank_loss
 from ckd.baselines.mf import MF, MFConfig
 
 
@@ -26,13 +26,18 @@ def golden(golden_dir) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
 @pytest.mark.parametrize(
     ("name", "loss_of"), [("kd_loss_overall", overall_loss), ("kd_loss_rank", rank_loss)], ids=["overall", "rank"]
 )
-def test_golden_hetcomp_losses(golden, dtype, name, loss_of) -> None:
+@pytest.mark.parametrize("by_rows", [False, True], ids=["whole", "by-rows"])
+def test_golden_hetcomp_losses(golden, dtype, name, loss_of, by_rows) -> None:
     tensors, config = golden
     model = MF(MFConfig(embedding_size=config["dim"]), config["U"], config["I"] - 1)
     model.load_state_dict({k.removeprefix("param."): v for k, v in tensors.items() if k.startswith("param.")})
     model.to(dtype)
-    scores = clamp_scores(model.user_emb(tensors["in.batch_users"]) @ model.item_table().T)
-    loss = loss_of(scores, tensors["in.pos_items"], tensors["in.top_items"], tensors["in.train_mask"] > 0)
+    users, items = model.user_emb(tensors["in.batch_users"]), model.item_table()
+    lists = tensors["in.pos_items"], tensors["in.top_items"], tensors["in.train_mask"] > 0
+    if by_rows:
+        loss = loss_by_rows(lambda s, rows: loss_of(clamp_scores(s), *(each[rows] for each in lists)), users, items)
+    else:
+        loss = loss_of(clamp_scores(users @ items.T), *lists)
     torch.testing.assert_close(loss.float(), tensors[f"out.{name}"], atol=1e-5, rtol=1e-6)
     if dtype == torch.float64:
         torch.testing.assert_close(loss, tensors[f"out64.{name}"], atol=1e-8, rtol=0)
