@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from ckd.errors import DataError
+from ckd.errors import ConfigError, DataError
 
 
 def fsync_path(path: Path) -> None:
@@ -147,8 +147,17 @@ def only_process(folder: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def empty_folder(folder: Path) -> None:
-    """Remove all that lies in the folder; the folder itself, and a lock on it, stay."""
+def empty_folder(folder: Path, start: Path | None = None) -> None:
+    """Remove all that lies in the folder; the folder itself, and a lock on it, stay.
+
+    Args:
+        start: the weights that what comes into the folder begins with.
+
+    Raises:
+        ConfigError: these lie in the folder themselves.
+    """
+    if start is not None and start.expanduser().resolve().is_relative_to(folder.resolve()):
+        raise ConfigError(f"teacher.start: {start} lies in {folder}, which --restart empties. Give another --run.")
     for entry in folder.iterdir():
         if entry.is_dir() and not entry.is_symlink():
             shutil.rmtree(entry)

@@ -81,7 +81,7 @@ def pretrain_teacher(
         return Pretrained(folder, teacher_fingerprint(folder), reused=True)
     with only_process(folder):
         if restart:
-            empty_folder(folder)
+            empty_folder(folder, getattr(model_config, "start", None))
         teacher_class.pretrain(domains, model_config, train, config.seed, folder, progress)
         write_json(folder / RESULT, {"identity": identity, "versions": versions()})
         return Pretrained(folder, teacher_fingerprint(folder), reused=False)

@@ -24,7 +24,7 @@ from ckd.errors import ConfigError, DataError
 from ckd.evaluation.metrics import ranking_metrics
 from ckd.evaluation.ranks import rank_targets
 from ckd.nn.weights import read_weights
-from ckd.pipelines.finetune_teacher import finetune_teacher
+from ckd.pipelines.finetune_teacher import finetune_teacher, teacher_fingerprint
 from ckd.pipelines.pretrain_teacher import pretrain_teacher
 from ckd.teachers.protocol import FinetuneResult
 from ckd.teachers.recformer import Recformer, RecformerConfig, RecformerPretrainConfig
@@ -539,6 +539,10 @@ def test_pretrained_and_fine_tuned_through_the_pipelines(backbone: str, domains:
     run = RunConfig(seed=1, train=train, teacher={"backbone": backbone, **SMALL})
     pretrained = pretrain_teacher(tmp_path, "recformer", sources, run)
     run = RunConfig(seed=1, train=train, teacher={"start": str(pretrained.folder), **SMALL})
+    # What it would start from is not thrown away.
+    with pytest.raises(ConfigError, match=r"teacher\.start: .*recformer lies in .*recformer, which --restart empties"):
+        pretrain_teacher(tmp_path, "recformer", sources, run, restart=True)
+    assert teacher_fingerprint(pretrained.folder) == pretrained.fingerprint
     tuned = finetune_teacher(tmp_path, domains[2].name, "recformer", run)
     teacher = Recformer.load(tuned.folder, domains[2])
     assert ranking_metrics(rank_targets(teacher, domains[2], "test").rank) == pytest.approx(tuned.metrics["test"])
