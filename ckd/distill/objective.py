@@ -113,10 +113,10 @@ class Objective:
         self.tables = [table.to(self.device) for table in self.distillation.tables] if self.distillation else []
         self.targets = TargetCache(cached)
 
-    @property
-    def needs_mask(self) -> bool:
-        """Whether a step has to say which columns count for which rows."""
-        return self.ce != "full" or (self.distillation is not None and not self.tables)
+    def needs_mask(self, batch_id: int) -> bool:
+        """Whether a step has to say which columns count for which rows: a target that is kept knows by itself."""
+        makes_target = self.distillation is not None and not self.tables and batch_id not in self.targets
+        return self.ce != "full" or makes_target
 
     def target(self, step: Step) -> Target | CatalogueRows | None:
         """The batch's target, a function of plan and stored scores: a batch that is met again has it already.
@@ -191,8 +191,7 @@ class Objective:
         weight, direction = self.distillation.weight, self.distillation.direction
         if isinstance(target, CatalogueRows):
             return CatalogueTarget(target.block, target.step, weight, direction)
-        assert step.mask is not None
-        return InBatchTarget(target.log_q, step.mask, weight, direction, step.items)
+        return InBatchTarget(target.log_q, target.mask, weight, direction, step.items)
 
     def _catalogue_divergence(
         self, encoded: torch.Tensor, table: torch.Tensor | None, distill: CatalogueTarget

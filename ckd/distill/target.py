@@ -35,6 +35,11 @@ class Target:
     log_q: torch.Tensor
     dropped: torch.Tensor
 
+    @property
+    def mask(self) -> torch.Tensor:
+        """Like `log_q`, True where the column counts for the row."""
+        return self.log_q > -torch.inf
+
 
 class TargetCache:
     """Targets of batches by id, up to a number of bytes; the first ones met are kept, since every epoch meets all.

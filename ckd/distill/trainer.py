@@ -241,7 +241,7 @@ class Trainer:
             both = (torch.from_numpy(values.astype(np.int64)) for values in (users, targets))
             everybody, items = (to_device(values, self.device) for values in both)
         mask = None
-        if self.objective.needs_mask:
+        if self.objective.needs_mask(batch_id):
             mask = to_device(torch.from_numpy(in_batch_mask(users, targets)[share.rows]), self.device)
         tensors = [to_device(torch.from_numpy(s[share.rows]), self.device) for s in scores]
         return Step(batch_id, share, batch, everybody, items, mask, tensors)

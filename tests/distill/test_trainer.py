@@ -20,7 +20,9 @@ from torch import nn
 from ckd.config import DistillConfig
 from ckd.data.batch import Batch
 from ckd.data.domain import Domain
+from ckd.distill import trainer as trainer_module
 from ckd.distill.losses import distillation_loss, masked_log_softmax
+from ckd.distill.masks import in_batch_mask
 from ckd.distill.objective import Distillation
 from ckd.distill.plan import FULL
 from ckd.distill.target import TargetBuilder
@@ -172,6 +174,27 @@ def test_the_first_distilled_loss_is_the_papers(make_trainer: MakeTrainer, tmp_p
     assert row["loss"] == pytest.approx(row["ce"] + 2.5 * kd, rel=1e-5)
     assert [row[f"dropped_teacher-{k}"] for k in range(3)] == pytest.approx(target.dropped.tolist())
     assert sum(target.dropped.tolist()) == pytest.approx(0.5, abs=0.1)
+
+
+def test_a_batch_that_comes_again_has_its_target_already(
+    make_trainer: MakeTrainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[int] = []
+
+    def counted(users: np.ndarray, targets: np.ndarray) -> np.ndarray:
+        made.append(len(users))
+        return in_batch_mask(users, targets)
+
+    monkeypatch.setattr(trainer_module, "in_batch_mask", counted)
+    rows, masks = [], []
+    for memory in (1 << 30, 0):
+        monkeypatch.setattr(trainer_module, "TARGET_MEMORY", memory)
+        made.clear()
+        trainer = make_trainer(tmp_path / str(memory), teachers=3, plan={"pool": 1, "buckets": 1, "epochs": 3})
+        rows.append(timeless(trainer.fit().rows))
+        masks.append(len(made))
+    assert rows[0] == rows[1]
+    assert masks == [trainer.plan.n_batches, 3 * trainer.plan.n_batches]
 
 
 class Unfactored(SASRec):
