@@ -411,3 +411,27 @@ def test_a_file_that_may_not_be_opened_is_one_line(toy: Any, tmp_path: Path, mon
 def test_messages_are_one_printable_line() -> None:
     assert one_line("a\nb\x00c\u2028d") == "a b c d"
     assert one_line("x" * 500, most=10) == "x" * 9 + "…"
+
+
+@pytest.mark.parametrize(
+    ("source", "name", "kept"),
+    [
+        ("csv", "items.csv", 0),
+        ("parquet", "items.parquet", 0),
+        ("parquet", "items.parquet", 0.9),
+        ("amazon-2018", "meta_Toy.json", 0),
+    ],
+)
+def test_items_that_cannot_be_read_are_not_overlooked(
+    toy: Any, tmp_path: Path, source: str, name: str, kept: float
+) -> None:
+    folder = toy.write[source](tmp_path / source)
+    whole = folder / name
+    elsewhere = tmp_path / "elsewhere" / name
+    elsewhere.parent.mkdir()
+    elsewhere.write_bytes(whole.read_bytes())
+    whole.write_bytes(whole.read_bytes()[: int(kept * whole.stat().st_size)])
+    with pytest.raises(DataError, match=rf"{re.escape(str(whole))}: .*prepare\.items=PATH"):
+        run(tmp_path, folder)
+    assert not (tmp_path / "domains" / "toy").exists()
+    assert run(tmp_path, folder, items=elsewhere).read == 10

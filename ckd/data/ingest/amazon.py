@@ -86,7 +86,14 @@ def _reviews_in(folder: Path) -> Path:
 
 def _metadata_beside(path: Path) -> Path | None:
     """`meta_X` for `X`, `X_5` or `reviews_X_5`; else the only file of metadata beside the reviews."""
-    found = [other for other, first in _looked_at(path.parent) if other != path and _is_metadata(first)]
+    beside = {other: first for other, first in _looked_at(path.parent) if other != path}
+    for other, first in beside.items():
+        if not first and other.name.startswith("meta_") and _category(other) == _category(path):
+            raise DataError(
+                f"{other}: no object can be read from it, and by its name it has the items of {path.name}. "
+                "Fetch it again, or name the items with prepare.items=PATH."
+            )
+    found = [other for other, first in beside.items() if _is_metadata(first)]
     named = [other for other in found if _category(other) == _category(path)]
     found = named or found
     if len(found) > 1:

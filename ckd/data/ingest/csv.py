@@ -68,7 +68,9 @@ def _names(separator: str) -> Callable[[str, str], list[str]]:
 
 def _header(path: Path) -> list[str]:
     first = head(path, 1)
-    return [name.strip(' "') for name in first[0].split(_separator(path))] if first else []
+    if not first:
+        raise DataError(f"{path}: empty or unreadable.")
+    return [name.strip(' "') for name in first[0].split(_separator(path))]
 
 
 FORMAT = Csv()

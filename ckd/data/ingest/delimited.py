@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -300,18 +301,35 @@ def of_width(
 
 def interactions_file(folder: Path, suffixes: tuple[str, ...], header: Callable[[Path], list[str]]) -> Path:
     """The one table in `folder` that has a column of users; where none has, the one that is no table of items."""
-    headers = {path: set(header(path)) for path in files_with(folder, suffixes)}
+    headers: dict[Path, set[str]] = {}
+    for path in files_with(folder, suffixes):
+        headers[path] = set()
+        # One that cannot be read is refused where it is needed.
+        with suppress(DataError):
+            headers[path] = set(header(path))
     found = [path for path, names in headers.items() if names & set(USER_NAMES)]
     found = found or [path for path, names in headers.items() if not names & {*ITEM_NAMES, RAW}]
     return found[0] if len(found) == 1 else the_file(folder, suffixes, "interactions")
 
 
 def items_file(path: Path, suffixes: tuple[str, ...], header: Callable[[Path], list[str]]) -> Path | None:
-    """The one table beside `path` that has a column of items but none of users; raises DataError for several."""
+    """The one table beside `path` that has a column of items but none of users.
+
+    Raises:
+        DataError: there are several, or a table beside it cannot be read, which might be the one.
+    """
     found = []
     for other in files_with(path.parent, suffixes):
-        names = set(header(other))
-        if other != path and names & {*ITEM_NAMES, RAW} and not names & set(USER_NAMES):
+        if other == path:
+            continue
+        try:
+            names = set(header(other))
+        except DataError as error:
+            raise DataError(
+                f"{error} It lies beside {path.name} and may hold its items: fetch it again, move it away, or name "
+                "the items with prepare.items=PATH."
+            ) from None
+        if names & {*ITEM_NAMES, RAW} and not names & set(USER_NAMES):
             found.append(other)
     if len(found) > 1:
         listed = ", ".join(other.name for other in found)

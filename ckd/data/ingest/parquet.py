@@ -121,11 +121,8 @@ def _open(path: Path) -> pq.ParquetFile:
 
 
 def _header(path: Path) -> list[str]:
-    try:
-        with _open(path) as file:
-            return list(file.schema_arrow.names)
-    except DataError:
-        return []
+    with _open(path) as file:
+        return list(file.schema_arrow.names)
 
 
 def _reason(error: BaseException) -> str:
