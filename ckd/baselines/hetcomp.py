@@ -192,8 +192,9 @@ class HetCompTrainer:
             return loss_of(clamp_scores(scores), observed[rows], listed[rows], mask)
 
         encoded, table = self.student(batch)
-        if table is None:
+        if not self.student.factored:
             return of_rows(self.student.score_items(encoded)[:, 1:].float(), slice(None))
+        table = self.student.item_table() if table is None else table
         return loss_by_rows(of_rows, encoded, table[1:])
 
     def _training_mask(self, users: npt.NDArray[np.int32]) -> torch.Tensor:

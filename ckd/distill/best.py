@@ -26,17 +26,18 @@ class Best:
         self.log = folder / "best.json"
 
     def save(self, model: nn.Module, row: dict[str, Any], identity: dict[str, Any]) -> None:
-        """Write what is the best now, and keep what was until `settle`."""
-        for path in (self.weights, self.log):
-            if path.exists():
-                link_or_copy(path, _former(path))
+        """Write what is the best now, and keep what was until `settle`; an attempt at the same epoch is nothing."""
+        if self.log.exists() and _epoch(self.log) != row["epoch"]:
+            for path in (self.weights, self.log):
+                if path.exists():
+                    link_or_copy(path, _former(path))
         write_weights(self.weights, model)
         write_json(self.log, {"log": row, "identity": identity})
 
     def settle(self, epoch: int) -> None:
         """Let the best be that of this epoch, which the last checkpoint has as its best, and forget the one before."""
         former = _former(self.log)
-        if former.exists() and json.loads(former.read_text())["log"]["epoch"] == epoch:
+        if former.exists() and _epoch(former) == epoch:
             # The log last: until it is there, whoever is killed here begins here again.
             for path in (self.weights, self.log):
                 if _former(path).exists():
@@ -47,3 +48,8 @@ class Best:
 
 def _former(path: Path) -> Path:
     return path.with_name(f".former.{path.name}")
+
+
+def _epoch(log: Path) -> int:
+    epoch: int = json.loads(log.read_text())["log"]["epoch"]
+    return epoch

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ckd.baselines import model_class
+from ckd.baselines import hetcomp, model_class
 from ckd.baselines.common.histories import training_items, user_histories
 from ckd.baselines.hetcomp import HetCompConfig, HetCompTrainer
 from ckd.baselines.hetcomp_parts.knowledge import Curriculum, importance, list_ndcg, target_lists
+from ckd.baselines.hetcomp_parts.losses import overall_loss
 from ckd.baselines.hetcomp_parts.rankings import (
     RankingLists,
     first_columns,
@@ -31,7 +33,9 @@ from ckd.config import parse
 from ckd.data.batch import Batches
 from ckd.data.domain import Domain
 from ckd.errors import ConfigError, DataError
+from ckd.nn import chunks
 from ckd.nn.recommender import Recommender
+from ckd.nn.weights import read_weights
 from ckd.students.sasrec import SASRec, SASRecConfig
 
 QUICK = HetCompConfig(
@@ -374,6 +378,21 @@ def test_a_student_comes_to_rank_as_its_teachers(domain, teachers, tmp_path, mak
     assert after > before + 0.1
 
 
+@pytest.mark.parametrize("name", ["sasrec", "fm"])
+def test_a_student_that_factors_is_scored_by_rows(domain, teachers, tmp_path, monkeypatch, name) -> None:
+    kind = model_class(name)
+    monkeypatch.setattr(chunks, "CHUNK_ELEMENTS", 5 * domain.n_items)
+    rows = []
+
+    def noted(scores: torch.Tensor, *lists: torch.Tensor) -> torch.Tensor:
+        rows.append(len(scores))
+        return overall_loss(scores, *lists)
+
+    monkeypatch.setattr(hetcomp, "overall_loss", noted)
+    trainer(domain, teachers, tmp_path, lambda *_: kind.create(kind.Config(), domain)).fit()
+    assert max(rows) == 5
+
+
 def test_training_passes_from_the_overall_to_the_rank_loss(domain, teachers, tmp_path) -> None:
     config = QUICK.model_copy(update={"period": 1, "epochs": 30, "patience": 30, "alpha": 1e-6})
     rows: list[dict[str, Any]] = []
@@ -409,6 +428,33 @@ def test_the_same_seed_gives_the_same_bytes_also_after_an_interruption(domain, t
         rtol=0,
         atol=0,
     )
+
+
+def test_an_epoch_that_was_cut_off_and_turns_out_otherwise_is_not_the_best(
+    domain, teachers, tmp_path, monkeypatch
+) -> None:
+    four = QUICK.model_copy(update={"epochs": 4})
+    validated = iter([0.1, 0.2])
+    monkeypatch.setattr(hetcomp, "ranking_metrics", lambda _: {"ndcg@10": next(validated)})
+    cut = trainer(domain, teachers, tmp_path, config=four)
+    save, saved = cut.run.save, []
+
+    def killed(*parts) -> None:
+        if saved:
+            raise KeyboardInterrupt
+        saved.append(read_weights(tmp_path / "best.safetensors"))
+        save(*parts)
+
+    cut.run.save = killed
+    with pytest.raises(KeyboardInterrupt):
+        cut.fit()
+    monkeypatch.setattr(hetcomp, "ranking_metrics", lambda _: {"ndcg@10": 0.05})
+    result = trainer(domain, teachers, tmp_path, config=four).fit()
+    assert (result.best_epoch, result.metrics["ndcg@10"]) == (1, 0.1)
+    assert json.loads((tmp_path / "best.json").read_text())["log"]["epoch"] == 1
+    kept = read_weights(tmp_path / "best.safetensors")
+    assert all(torch.equal(kept[name], value) for name, value in saved[0].items())
+    assert not list(tmp_path.glob(".former*"))
 
 
 def test_early_stopping(domain, teachers, tmp_path) -> None:

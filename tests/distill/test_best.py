@@ -42,6 +42,14 @@ def test_the_best_is_that_of_the_epoch_that_the_checkpoint_says(tmp_path: Path, 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["best.json", "best.safetensors"]
 
 
+def test_an_attempt_that_no_checkpoint_counts_gives_way_to_the_next(tmp_path: Path) -> None:
+    best = Best(tmp_path)
+    for value in (111, 222):
+        best.save(model(value), {"epoch": 0}, {"seed": 0})
+    best.settle(0)
+    assert held(best) == (222, 0)
+
+
 @pytest.mark.parametrize("epoch", [1, 2])
 @pytest.mark.parametrize("step", range(4))
 def test_a_kill_while_it_is_settled_loses_nothing(

@@ -12,10 +12,11 @@ import torch
 from torch import nn
 
 from ckd.data.atomic import discard_partials, replace_file, write_json
+from ckd.distill.best import Best
 from ckd.distill.checkpoint import TrainState, load_checkpoint, save_checkpoint
 from ckd.distill.trainer import EXPLODED, Trained, TrainingDiverged
 from ckd.nn.memory import hold_freed_memory
-from ckd.nn.weights import put_weights, read_weights, write_weights
+from ckd.nn.weights import put_weights, read_weights
 
 
 class Run:
@@ -34,14 +35,11 @@ class Run:
         self.metric = metric
         self.patience = patience
         self.state = TrainState()
+        self.best = Best(folder)
 
     @property
     def last(self) -> Path:
         return self.folder / "last.safetensors"
-
-    @property
-    def best(self) -> Path:
-        return self.folder / "best.safetensors"
 
     def resume(self, everything: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """Begin, or go on from the last checkpoint where there is one.
@@ -55,6 +53,7 @@ class Run:
         if self.last.exists():
             self.state = load_checkpoint(self.last, everything, optimizer, self.identity)
             # Whoever was killed between the checkpoint and what follows from it left these behind.
+            self.best.settle(self.state.best_epoch)
             self._write_state()
 
     def note_metrics(self, row: dict[str, Any], metrics: dict[str, float], model: nn.Module) -> None:
@@ -62,8 +61,7 @@ class Run:
         row |= {f"valid_{name}": value for name, value in metrics.items()}
         if metrics[self.metric] > self.state.best:
             self.state.best, self.state.best_epoch, self.state.stale = metrics[self.metric], row["epoch"], 0
-            write_weights(self.best, model)
-            write_json(self.folder / "best.json", {"log": row, "identity": self.identity})
+            self.best.save(model, row, self.identity)
         else:
             self.state.stale += 1
 
@@ -76,6 +74,7 @@ class Run:
     def save(self, everything: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """Write the last checkpoint, and beside it what people read without opening it."""
         save_checkpoint(self.last, everything, optimizer, self.state, self.identity)
+        self.best.settle(self.state.best_epoch)
         self._write_state()
 
     def require_sound(self, loss: float, step: int, remedy: str) -> None:
@@ -97,7 +96,7 @@ class Run:
 
     def result(self, model: nn.Module) -> Trained:
         """The outcome of a finished run, with the best epoch's weights put into `model`."""
-        put_weights(model, read_weights(self.best), str(self.best))
+        put_weights(model, read_weights(self.best.weights), str(self.best.weights))
         row = next(row for row in self.state.rows if row["epoch"] == self.state.best_epoch)
         metrics = {name.removeprefix("valid_"): value for name, value in row.items() if name.startswith("valid_")}
         return Trained(self.state.best_epoch, metrics, self.state.rows)
