@@ -20,6 +20,9 @@ ID_COLUMNS = ("raw_id", "item_id", "user_id", "id", "parent_asin", "asin", "item
 
 _BLOCK = 16384
 
+#: Digits of a row's number at most.
+_DIGITS = 18
+
 
 @dataclass(frozen=True)
 class NamedVectors:
@@ -215,7 +218,7 @@ def _text_ids(path: Path) -> tuple[pl.Series, npt.NDArray[np.int64]]:
     names, rows = [], np.empty(len(lines), dtype=np.int64)
     for number, line in enumerate(lines):
         name, _, row = line.rpartition("\t")
-        if not name or not row.strip().isdecimal():
+        if not name or not row.strip().isdecimal() or len(row.strip()) > _DIGITS:
             raise DataError(f"{path}:{number + 1}: {line!r} is not `id TAB row`.")
         names.append(name.strip())
         rows[number] = int(row)
@@ -257,7 +260,15 @@ def _parquet_ids(path: Path, asked: str | None) -> pl.Series:
     kind = schema[column]
     if not (kind.is_integer() or kind in (pl.String, pl.Categorical, pl.Enum)):
         raise DataError(f"{path}: column {column!r} holds {kind}, expected ids (text or whole numbers).")
-    return pl.read_parquet(path, columns=[column])[column].cast(pl.String).alias(columns.RAW)
+    return parquet_columns(path, [column])[column].cast(pl.String).alias(columns.RAW)
+
+
+def parquet_columns(path: Path, names: list[str] | None = None) -> pl.DataFrame:
+    """The columns of a Parquet file, all where none are named; raises DataError where its pages are damaged."""
+    try:
+        return pl.read_parquet(path, columns=names)
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise DataError(f"{path}: damaged ({first_line(error)}). Fetch it again.") from None
 
 
 def _read_parquet(
@@ -275,12 +286,12 @@ def _read_parquet(
         numbers = [name for name in numbers if name != _id_column(path, schema, id_column)]
         if not numbers:
             raise DataError(f"{path}: no column of vectors. It has {', '.join(schema)}.")
-        frame = pl.read_parquet(path, columns=numbers)
+        frame = parquet_columns(path, numbers)
         return frame.to_numpy(), np.ones(frame.height, dtype=np.bool_)
     name = asked or lists[0]
     if name not in lists:
         raise DataError(f"{path}: column {name!r} holds {schema[name]}, expected lists of numbers.")
-    series = pl.read_parquet(path, columns=[name])[name]
+    series = parquet_columns(path, [name])[name]
     series = series.arr.to_list() if isinstance(series.dtype, pl.Array) else series
     lengths = series.list.len()
     filled = lengths.is_not_null()
@@ -313,9 +324,12 @@ def _read_safetensors(path: Path, asked: str | None) -> npt.NDArray[Any]:
 
 def _read_npy(path: Path) -> npt.NDArray[Any]:
     try:
-        found: npt.NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+        found = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, OSError, EOFError) as error:
         raise DataError(f"{path}: not an array of numbers in numpy's format ({first_line(error)}).") from None
+    if not isinstance(found, np.ndarray):
+        found.close()
+        raise DataError(f"{path}: an archive of arrays (.npz). Save the one with the vectors by itself.")
     return found
 
 

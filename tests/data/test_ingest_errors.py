@@ -53,6 +53,7 @@ BAD_ROWS: list[tuple[str, str, Callable[[bytes], bytes], str, int]] = [
     ("csv", "events.csv", replace_line(2, "10,ann,i3,x"), "2: wrong number of fields: 4, the header has 3", 9),
     ("csv", "events.csv", replace_line(2, '10,"ann,i3'), "2: not a row of CSV: unexpected end of data", 9),
     ("csv", "events.csv", replace_line(3, "today,ann,i3"), "3: the time is no number: 'today'", 9),
+    ("csv", "events.csv", replace_line(3, "9" * 5000 + ",ann,i3"), "3: the time is no number: '999", 9),
     ("csv", "items.csv", replace_line(9, ",,,"), "9: no item id", 10),
     ("amazon-2018", "Toy_5.json", replace_line(1, '{"reviewerID": "ann"'), "1: not a JSON object: ", 9),
     ("amazon-2018", "Toy_5.json", replace_line(5, "[1, 2]"), r"5: not a JSON object: [1, 2]", 9),
@@ -75,6 +76,7 @@ BAD_ROWS: list[tuple[str, str, Callable[[bytes], bytes], str, int]] = [
     ("unisrec", "Toy.train.inter", replace_line(2, "7\t2\t1"), "2: a user that is not in Toy.user2index: '7'", 10),
     ("unisrec", "Toy.train.inter", replace_line(2, "0\t\t1"), "2: an instance without history: user '0'", 10),
     ("unisrec", "Toy.train.inter", replace_line(2, "0\t2"), "2: wrong number of fields: 2, the header has 3", 10),
+    ("unisrec", "Toy.user2index", replace_line(4, "eve\t" + "9" * 5000), "4: not a raw id, tab, number: 'eve", 10),
     ("unisrec", "Toy.text", replace_line(3, "i2"), "3: wrong number of fields: 1, the header has 2", 10),
     ("unisrec", "Toy.text", replace_line(3, "i7\tx"), "2: an item without metadata in Toy.text: 'i2'", 10),
 ]  # fmt: skip

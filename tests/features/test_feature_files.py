@@ -291,6 +291,7 @@ def test_bad_vectors(tmp_path: Path) -> None:
         (b"a\t0\nb\t1\nc\nd\t3\n", "ids.txt:3: 'c' is not"),
         (b"a\t0\nb\t1\nc\t-1\nd\t3\n", "ids.txt:3"),
         (b"\t0\nb\t1\n", "ids.txt:1"),
+        (b"a\t0\nb\t99999999999999999999\n", "ids.txt:2: 'b\\t99999999999999999999' is not"),
         (b"a\t0\nb\t1\nc\t2\nd\t3\ne\t4\n", "4 rows, but ids for 5"),
     ],
 )
@@ -300,6 +301,27 @@ def test_bad_ids(tmp_path: Path, content: bytes, message: str) -> None:
     with pytest.raises(DataError) as error:
         read_vectors(vectors, tmp_path / "ids.txt")
     check_line(error.value, message, "ids.txt")
+
+
+@pytest.mark.parametrize("name", ["npz.npy", "lists.parquet", "numbers.parquet", "ids.parquet"])
+def test_damaged_files_of_vectors_are_told_in_a_line(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    (tmp_path / "ids.txt").write_text("\n".join(map(str, range(5000))))
+    drawn = np.random.default_rng(0).normal(size=(5000, 2))
+    if name.startswith("npz"):
+        with path.open("wb") as file:
+            np.savez(file, drawn)
+    else:
+        columns = {"lists": {"v": drawn}, "numbers": {"x": drawn[:, 0], "y": drawn[:, 1]}, "ids": {}}[path.stem]
+        ids = {"id": drawn[:, 0].astype(str)} if name.startswith("ids") else {}
+        pl.DataFrame({**ids, **columns}).write_parquet(path)
+        data = bytearray(path.read_bytes())
+        data[4 : len(data) // 2] = b"\xff" * (len(data) // 2 - 4)
+        path.write_bytes(data)
+    vectors = write_npy(tmp_path)[0] if name.startswith("ids") else path
+    with pytest.raises(DataError) as error:
+        read_vectors(vectors, path if name.startswith("ids") else tmp_path / "ids.txt")
+    check_line(error.value, "archive" if name.startswith("npz") else "damaged", name)
 
 
 def test_absent_ids(tmp_path: Path) -> None:

@@ -99,7 +99,9 @@ def item_spool(folder: Path, names: Iterable[str], image: type[pl.DataType] = pl
 def parse_time(text: str) -> int | float | None:
     """The number that `text` writes, an integer where it fits 64 bits; None where it is no finite number."""
     if _INTEGER.fullmatch(text):
-        value = int(text)
+        # Python refuses to read thousands of digits.
+        digits = text.lstrip("+-").lstrip("0")[:20]
+        value = int(digits or "0") * (-1 if text.startswith("-") else 1)
         return value if -(2**63) <= value < 2**63 else None
     if _NUMBER.fullmatch(text):
         number = float(text)

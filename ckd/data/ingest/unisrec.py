@@ -78,7 +78,7 @@ class _Index:
         rows: dict[int, tuple[str, int]] = {}
         for number, line in lines(path, options.problems):
             raw, tab, digits = line.partition("\t")
-            if not tab or not raw or not (digits.isascii() and digits.isdigit()):
+            if not tab or not raw or not (digits.isascii() and digits.isdigit() and len(digits) < 20):
                 options.problems.row(path, number, "not a raw id, tab, number", repr(line[:60]))
                 continue
             index = int(digits)

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from ckd.data.feature_files import read_matrix
+from ckd.data.feature_files import parquet_columns, read_matrix
 from ckd.errors import DataError, did_you_mean
 
 VECTOR = "vector"
@@ -69,7 +69,7 @@ def read_vectors(path: Path) -> VectorFile:
     check_exists(path)
     ids = id_file(path)
     matrix, filled = read_matrix(path, VECTOR if ids is None else None)
-    keys = pl.read_parquet(path).drop(VECTOR) if ids is None else _read_ids(ids)
+    keys = parquet_columns(path).drop(VECTOR) if ids is None else _read_ids(ids)
     if keys.height != len(matrix):
         raise DataError(
             f"{ids}: {keys.height} rows of ids, {path.name} has {len(matrix)} vectors. Write one row to each."
