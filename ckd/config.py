@@ -154,6 +154,13 @@ class TrainConfig(Section):
         settings = self.model_dump(mode="json", exclude=left_out)
         return settings if "checkpoint_steps" in left_out else settings | {"checkpoint_steps": None}
 
+    #: What a plan gives students, whose settings these are not.
+    OF_A_PLAN: ClassVar[tuple[str, ...]] = ("batch_size", "layout")
+
+    def planned(self) -> TrainConfig:
+        """The same for a student: what its plan gives stands as unset."""
+        return self.model_copy(update={name: type(self).model_fields[name].default for name in self.OF_A_PLAN})
+
 
 class RunConfig(Section):
     """Everything a command can be told."""

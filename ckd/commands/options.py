@@ -50,3 +50,15 @@ def settings_of(
     if aside:
         print(f"ckd: {' and '.join(aside)}: settings of `ckd reproduce`, which change nothing here.", file=sys.stderr)
     return settings
+
+
+def say_planned(override: list[str] | None) -> None:
+    """Say of overrides that a student's plan gives that they change nothing; a file may have them for teachers."""
+    from ckd.config import TrainConfig
+
+    for name in TrainConfig.OF_A_PLAN:
+        if any(given.split("=")[0].strip() == f"train.{name}" for given in override or []):
+            print(
+                f"ckd: train.{name}: a student's batches are its plan's (plan.{name}); it changes nothing here.",
+                file=sys.stderr,
+            )

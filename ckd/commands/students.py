@@ -19,6 +19,7 @@ from ckd.commands.options import (
     Seed,
     Work,
     names_in,
+    say_planned,
     settings_of,
 )
 
@@ -57,6 +58,7 @@ def train_student(
     from ckd.pipelines.train_student import train_student as train
 
     settings = settings_of(config, override, seed)
+    say_planned(override)
     if no_distill and teachers:
         raise typer.BadParameter("--teachers and --no-distill contradict each other")
     if no_distill:

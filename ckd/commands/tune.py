@@ -18,6 +18,7 @@ from ckd.commands.options import (
     Seed,
     Work,
     names_in,
+    say_planned,
     settings_of,
 )
 
@@ -76,6 +77,7 @@ def tune(
         restart=restart,
     )
     settings = settings_of(config, override, seed, used=("base",))
+    say_planned(override)
     with console.bars() as bars:
         found = run(work, domain, settings, request, progress=bars, on_trial=views.trial_printer(json))
     views.tuned(found, json)

@@ -116,7 +116,7 @@ def train_student(
     identity = {
         "student": student_name,
         "config": model_config.model_dump(mode="json"),
-        "train": train.identity(),
+        "train": train.planned().identity(),
         "domain": domain.fingerprint,
         "plan": plan.fingerprint,
         "seed": config.seed,

@@ -343,7 +343,7 @@ def _identity_of(job: _Job, trial: Trial) -> dict[str, Any]:
     return {
         "student": job.student,
         "config": student_class.Config.model_validate(config.student).model_dump(mode="json"),
-        "train": train.identity(),
+        "train": train.planned().identity(),
         "distill": config.distill.model_dump(mode="json", by_alias=True) if job.teachers else None,
     }
 

@@ -270,6 +270,18 @@ def test_settings_by_method_are_said_to_change_nothing_elsewhere(ckd: Ckd, studi
     assert found.json["plan"] == studio.plan
 
 
+def test_settings_that_the_plan_gives_students_make_no_other_run(ckd: Ckd, studio: Any, config: Path) -> None:
+    words = ["train-student", "--domain", studio.domain.name, "--no-distill", "--run", "plain", "--work", studio.work]
+    # The file has a batch size for teachers, which is said to nobody.
+    assert "changes nothing" not in ckd(*words, "--config", config).err
+    found = ckd(*words, "--config", config, "-o", "train.batch_size=8", "-o", "train.layout=user", "--json")
+    assert found.err == "".join(
+        f"ckd: train.{name}: a student's batches are its plan's (plan.{name}); it changes nothing here.\n"
+        for name in ("batch_size", "layout")
+    )
+    assert found.json["reused"]
+
+
 def test_plan_dry_run(ckd: Ckd, everything: Snapshots, studio: Any, config: Path) -> None:
     before = everything(studio.work)
     words = ["plan", "--domain", studio.domain.name, "--work", studio.work, "--config", config, "--seed", 99]
