@@ -6,16 +6,21 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from ckd.errors import ConfigError, DataError
 
+#: Files without which a run's folder holds nothing that one could use.
+WEIGHTS = "*.safetensors"
+
 
 def fsync_path(path: Path) -> None:
     """Flush a file or directory to the disk."""
+    if sys.platform == "win32" and path.is_dir():
+        return  # which cannot be opened there
     fd = os.open(path, os.O_RDONLY)
     try:
         os.fsync(fd)
@@ -147,22 +152,57 @@ def only_process(folder: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def empty_folder(folder: Path, start: Path | None = None) -> None:
-    """Remove all that lies in the folder; the folder itself, and a lock on it, stay.
+def empty_folder(folder: Path) -> None:
+    """Remove all that lies in the folder; the folder itself, and a lock on it, stay."""
+    _remove(folder.iterdir())
+
+
+@contextmanager
+def replacing(folder: Path, restart: bool, start: Path | None = None) -> Iterator[None]:
+    """On a restart, what lies in the folder makes room for what the body makes; it comes back where no weights came.
+
+    So whoever is refused, or interrupts, before there is something new loses nothing. After a kill it is still aside,
+    for whoever goes on or restarts.
 
     Args:
-        start: the weights that what comes into the folder begins with.
+        start: the weights that the body begins with.
 
     Raises:
         ConfigError: these lie in the folder themselves.
     """
-    if start is not None and start.expanduser().resolve().is_relative_to(folder.resolve()):
-        raise ConfigError(f"teacher.start: {start} lies in {folder}, which --restart empties. Give another --run.")
-    for entry in folder.iterdir():
+    aside = folder / ".replaced"
+    if restart:
+        if start is not None and start.expanduser().resolve().is_relative_to(folder.resolve()):
+            raise ConfigError(f"teacher.start: {start} lies in {folder}, which --restart empties. Give another --run.")
+        if any(folder.glob(WEIGHTS)):
+            _remove([aside])
+        if aside.exists():
+            _remove(entry for entry in folder.iterdir() if entry != aside)
+        else:
+            aside.mkdir()
+            _move(folder, aside)
+    try:
+        yield
+    except BaseException:
+        if aside.exists() and not any(folder.glob(WEIGHTS)):
+            _remove(entry for entry in folder.iterdir() if entry != aside)
+            _move(aside, folder)
+        raise
+    finally:
+        _remove([aside])
+
+
+def _move(source: Path, target: Path) -> None:
+    for entry in [entry for entry in source.iterdir() if entry != target]:
+        entry.rename(target / entry.name)
+
+
+def _remove(entries: Iterable[Path]) -> None:
+    for entry in list(entries):
         if entry.is_dir() and not entry.is_symlink():
             shutil.rmtree(entry)
         else:
-            entry.unlink()
+            entry.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -12,7 +12,7 @@ import torch
 
 from ckd.baselines.hetcomp_parts.kept import RankingRecorder, drop_begun, kept_epochs, kept_every
 from ckd.config import PlanConfig, RunConfig, TrainConfig, parse
-from ckd.data.atomic import empty_folder, only_process, write_json
+from ckd.data.atomic import only_process, replacing, write_json
 from ckd.data.described import nearest, read_json
 from ckd.data.domain import Domain
 from ckd.distill import live
@@ -114,9 +114,7 @@ def finetune_teacher(
     model = teacher_class.create(model_config, domain)
     _require_trainable(model, teacher_name)
     keep = RankingRecorder(model, domain, folder, keep_rankings) if keep_rankings is not None else None
-    with only_process(folder):
-        if restart:
-            empty_folder(folder)
+    with only_process(folder), replacing(folder, restart):
         if keep is None:
             drop_begun(folder)
         else:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ckd.config import RunConfig, parse
-from ckd.data.atomic import empty_folder, only_process, write_json
+from ckd.data.atomic import only_process, replacing, write_json
 from ckd.data.described import read_json
 from ckd.data.domain import Domain
 from ckd.distill.trainer import with_defaults
@@ -79,9 +79,7 @@ def pretrain_teacher(
     if (folder / RESULT).exists() and not restart:
         _check_same(folder, identity)
         return Pretrained(folder, teacher_fingerprint(folder), reused=True)
-    with only_process(folder):
-        if restart:
-            empty_folder(folder, getattr(model_config, "start", None))
+    with only_process(folder), replacing(folder, restart, getattr(model_config, "start", None)):
         teacher_class.pretrain(domains, model_config, train, config.seed, folder, progress)
         write_json(folder / RESULT, {"identity": identity, "versions": versions()})
         return Pretrained(folder, teacher_fingerprint(folder), reused=False)

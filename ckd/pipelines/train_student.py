@@ -11,13 +11,14 @@ from typing import Any
 import torch
 
 from ckd.baselines import model_class
-from ckd.config import RunConfig, parse
+from ckd.config import RunConfig, TrainConfig, parse
 from ckd.data.atomic import empty_folder, only_process, write_json
 from ckd.data.described import nearest, read_json
 from ckd.data.domain import Domain
 from ckd.distill.checkpoint import require_same_run
 from ckd.distill.events import require_tensorboard
 from ckd.distill.parallel import ALONE, Parallel
+from ckd.distill.plan import Plan
 from ckd.distill.trainer import OnStep, Trained, Trainer, with_defaults
 from ckd.errors import ConfigError, DataError, StoreError
 from ckd.nn.device import pick_device
@@ -107,11 +108,7 @@ def train_student(
     pick_device(parallel.device or train.device)
     require_tensorboard(train)
     folder = new_student_folder(work, domain_name, run or "-".join([student_name, *teachers]))
-    if config.train.epochs is not None and config.train.epochs > plan.epochs:
-        raise ConfigError(
-            f"train.epochs={config.train.epochs}: plan {plan.id} has {plan.epochs}. Give no more, or plan more with "
-            "plan.epochs."
-        )
+    require_planned(config.train, plan)
     readers = {name: open_scores(work, domain, plan, name, allow_mismatch, scores) for name in teachers}
     identity = {
         "student": student_name,
@@ -183,6 +180,15 @@ def new_student_folder(work: Path, domain_name: str, run: str) -> Path:
     folder = student_folder(work, domain_name, run)
     claim_name(folder, teacher_folder(work, domain_name, run), "teacher")
     return folder
+
+
+def require_planned(train: TrainConfig, plan: Plan) -> None:
+    """Raises ConfigError for more epochs than the plan has."""
+    if train.epochs is not None and train.epochs > plan.epochs:
+        raise ConfigError(
+            f"train.epochs={train.epochs}: plan {plan.id} has {plan.epochs}. Give no more, or plan more with "
+            "plan.epochs."
+        )
 
 
 def finished_run(folder: Path, identity: dict[str, Any]) -> Trained | None:

@@ -10,19 +10,21 @@ from typing import Any
 
 import yaml
 
-from ckd.config import RunConfig, parse
+from ckd.config import RunConfig, TrainConfig, parse
 from ckd.data.atomic import discard_partials, replace_file, write_json
 from ckd.data.described import read_json
 from ckd.data.domain import Domain
 from ckd.distill import live
 from ckd.distill.checkpoint import require_same_run
+from ckd.distill.events import require_tensorboard
 from ckd.distill.plan import Plan
 from ckd.distill.trainer import TrainingDiverged, with_defaults
+from ckd.nn.device import pick_device
 from ckd.pipelines.plan import load_plan, make_plan
 from ckd.pipelines.progress import Progress, silent
 from ckd.pipelines.reproduce.methods import table3_methods, universal
 from ckd.pipelines.score_binding import open_scores
-from ckd.pipelines.train_student import scored_teachers, train_student
+from ckd.pipelines.train_student import require_planned, scored_teachers, train_student
 from ckd.pipelines.workspace import domain_folder, student_folder, tune_folder, versions
 from ckd.students import STUDENTS
 from ckd.tune.samplers import SAMPLERS, check_sampler
@@ -160,7 +162,7 @@ def tune(
         check_sampler(job.sampler, job.space, request.trials)
         _require_valid(job)
     found = [_search(job, request, progress, on_trial or (lambda *_: None)) for job in jobs]
-    return Tuned(found, _for_reproduce(jobs, found))
+    return Tuned(found, _for_reproduce(config, jobs, found))
 
 
 def _job(work: Path, domain: Domain, config: RunConfig, request: Request, kind: Kind) -> _Job:
@@ -218,10 +220,13 @@ def _plan(work: Path, domain: Domain, config: RunConfig, kind: Kind, plan_id: st
 
 
 def _require_valid(job: _Job) -> None:
-    """Refuse a value that fits nowhere before an hour has been spent on others."""
-    for dimension in job.space.dimensions:
-        for value in dimension.domain.bounds():
-            _settings(job, {dimension.name: value})
+    """Refuse what fits nowhere before an hour has been spent on other values, or a former search is discarded."""
+    plan = load_plan(job.work, Domain.load(domain_folder(job.work, job.domain)), job.plan)
+    for values in [{}, *({each.name: value} for each in job.space.dimensions for value in each.domain.bounds())]:
+        train = _settings(job, values).train
+        pick_device(train.device)
+        require_tensorboard(train)
+        require_planned(train, plan)
 
 
 def _settings(job: _Job, values: dict[str, Any]) -> RunConfig:
@@ -338,12 +343,10 @@ def _record(job: _Job, done: list[Trial]) -> Search:
 def _identity_of(job: _Job, trial: Trial) -> dict[str, Any]:
     """What a run trained with these values says of itself, so that a report knows it again."""
     config = _settings(job, trial.values)
-    student_class = STUDENTS.get(job.student)
-    train = with_defaults(config.train, student_class.TRAIN_DEFAULTS)
     return {
         "student": job.student,
-        "config": student_class.Config.model_validate(config.student).model_dump(mode="json"),
-        "train": train.planned().identity(),
+        "config": STUDENTS.get(job.student).Config.model_validate(config.student).model_dump(mode="json"),
+        "train": _train(job, config).planned().identity(),
         "distill": config.distill.model_dump(mode="json", by_alias=True) if job.teachers else None,
     }
 
@@ -361,8 +364,12 @@ def _snippet(job: _Job, best: Trial | None, budget: Budget) -> str:
     return head + (yaml.safe_dump(sections, sort_keys=False) if sections else "# The configuration as it was.\n")
 
 
-def _for_reproduce(jobs: Sequence[_Job], searches: Sequence[Search]) -> Path | None:
-    """Write the best values of the base and of the distilled model as methods of `ckd reproduce`.
+def _train(job: _Job, config: RunConfig) -> TrainConfig:
+    return with_defaults(config.train, STUDENTS.get(job.student).TRAIN_DEFAULTS)
+
+
+def _for_reproduce(config: RunConfig, jobs: Sequence[_Job], searches: Sequence[Search]) -> Path | None:
+    """Write what was searched around, with the best values of base and distilled model as methods of `ckd reproduce`.
 
     What the distilled student takes goes for all students of its model, variants of an ablation included; the base
     model's own values come over it, every one of them, so that none of the distilled student's is left there.
@@ -374,21 +381,26 @@ def _for_reproduce(jobs: Sequence[_Job], searches: Sequence[Search]) -> Path | N
     if len(best) < 2 or jobs[0].student not in printed:
         return None
     keys = list(dict.fromkeys(key for job in jobs for dimension in job.space.dimensions for key in dimension.keys))
-    methods: dict[str, dict[str, Any]] = {}
+    methods = dict(config.methods)
     named: dict[Kind, str] = {"distilled": jobs[0].student, "base": printed[jobs[0].student]}
     for kind, name in named.items():
         job, trial = best[kind]
         if trial is None:
             return None
         run = _identity_of(job, trial)
-        sections = {"student": run["config"], "train": run["train"], "distill": run["distill"] or {}}
+        train = _train(job, _settings(job, trial.values)).model_dump(mode="json")
+        sections = {"student": run["config"], "train": train, "distill": run["distill"] or {}}
         split = [(key, *key.split(".", 1)) for key in keys]
-        methods[name] = {key: sections[section][each] for key, section, each in split if each in sections[section]}
+        found = {key: sections[section][each] for key, section, each in split if each in sections[section]}
+        methods[name] = {**methods.get(name, {}), **found}
     folder = jobs[0].folder.parent
     path = folder / f"{'+'.join(job.name for job in jobs)}.yaml"
     budgets = "; ".join(f"{search.kind}: {_spent(search.budget)}" for search in searches)
     with replace_file(path) as partial:
-        partial.write_text(f"# For `ckd reproduce --config`. {budgets}.\n" + yaml.safe_dump({"methods": methods}))
+        given = config.model_dump(mode="json", by_alias=True, exclude_unset=True)
+        partial.write_text(
+            f"# For `ckd reproduce --config`. {budgets}.\n" + yaml.safe_dump(given | {"methods": methods})
+        )
     return path
 
 

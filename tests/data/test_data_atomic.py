@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from ckd.data.atomic import empty_folder, only_process, replace_file, replace_folder, write_json
+from ckd.data.atomic import empty_folder, only_process, replace_file, replace_folder, replacing, write_json
 from ckd.errors import DataError
 
 
@@ -218,6 +218,67 @@ def test_emptying_a_folder_keeps_its_lock(tmp_path: Path) -> None:
         with pytest.raises(DataError, match="another process"), only_process(tmp_path / "run"):
             pytest.fail("two are in")
     assert entries(tmp_path / "elsewhere") == ["kept"]
+
+
+def files(folder: Path) -> dict[str, str]:
+    return {str(path.relative_to(folder)): path.read_text() for path in folder.rglob("*") if path.is_file()}
+
+
+OLD = {"model.safetensors": "old", "result.json": "old", "rankings/0.parquet": "old"}
+
+
+def old_run(tmp_path: Path) -> Path:
+    folder = tmp_path / "run"
+    (folder / "rankings").mkdir(parents=True)
+    for name, text in OLD.items():
+        (folder / name).write_text(text)
+    return folder
+
+
+def test_what_is_replaced_is_gone_once_there_is_something_new(tmp_path: Path) -> None:
+    folder = old_run(tmp_path)
+    with replacing(folder, restart=True):
+        assert files(folder).keys() == {f".replaced/{name}" for name in OLD}
+        (folder / "model.safetensors").write_text("new")
+    assert files(folder) == {"model.safetensors": "new"}
+    with replacing(folder, restart=False):
+        assert files(folder) == {"model.safetensors": "new"}
+
+
+@pytest.mark.parametrize("error", [DataError("refused"), KeyboardInterrupt()])
+@pytest.mark.parametrize("weights", [False, True])
+def test_what_would_be_replaced_comes_back_where_no_weights_came(
+    tmp_path: Path, error: BaseException, weights: bool
+) -> None:
+    folder = old_run(tmp_path)
+
+    def make() -> None:
+        (folder / "rankings").mkdir()
+        (folder / "rankings" / "rankings.json").write_text("new")
+        if weights:
+            (folder / "last.safetensors").write_text("new")
+        raise error
+
+    with pytest.raises(type(error)), replacing(folder, restart=True):
+        make()
+    assert files(folder) == ({"rankings/rankings.json": "new", "last.safetensors": "new"} if weights else OLD)
+
+
+@pytest.mark.parametrize("restart", [True, False])
+def test_after_a_kill_what_was_put_aside_still_comes_back(tmp_path: Path, restart: bool) -> None:
+    folder = old_run(tmp_path)
+    killed = replacing(folder, restart=True)
+    killed.__enter__()
+    (folder / "log.csv").write_text("new")
+    with pytest.raises(DataError), replacing(folder, restart):
+        raise DataError("refused")
+    assert files(folder) == OLD
+    killed = replacing(folder, restart=True)
+    killed.__enter__()
+    (folder / "last.safetensors").write_text("new")
+    with replacing(folder, restart=False):
+        (folder / "model.safetensors").write_text("new")
+    assert files(folder) == {"last.safetensors": "new", "model.safetensors": "new"}
 
 
 def test_a_folder_without_a_name_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -546,5 +546,8 @@ def test_pretrained_and_fine_tuned_through_the_pipelines(backbone: str, domains:
     tuned = finetune_teacher(tmp_path, domains[2].name, "recformer", run)
     teacher = Recformer.load(tuned.folder, domains[2])
     assert ranking_metrics(rank_targets(teacher, domains[2], "test").rank) == pytest.approx(tuned.metrics["test"])
+    refused = run.model_copy(update={"train": train.model_copy(update={"ema": 0.9})})
+    with pytest.raises(ConfigError, match="Recformer does nothing with it"):
+        finetune_teacher(tmp_path, domains[2].name, "recformer", refused, restart=True)
     assert finetune_teacher(tmp_path, domains[2].name, "recformer", run).reused
     assert pretrained.fingerprint != tuned.fingerprint

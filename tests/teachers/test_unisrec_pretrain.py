@@ -391,6 +391,17 @@ def test_another_run_takes_its_place_when_asked(work: Path, sources: list[Domain
         pretrain_teacher(work, "unisrec", names, run_config(temperature=0.1), run="mine")
 
 
+def test_a_refused_restart_leaves_what_was_there(work: Path, sources: list[Domain]) -> None:
+    names = [domain.name for domain in sources]
+    made = pretrain_teacher(work, "unisrec", names, run_config(), run="mine")
+    absent = run_config()
+    absent = absent.model_copy(update={"train": absent.train.model_copy(update={"device": "cuda:99"})})
+    with pytest.raises(ConfigError, match="cuda:99"):
+        pretrain_teacher(work, "unisrec", names, absent, run="mine", restart=True)
+    again = pretrain_teacher(work, "unisrec", names, run_config(), run="mine")
+    assert (again.reused, again.fingerprint) == (True, made.fingerprint)
+
+
 def test_a_refused_run_leaves_no_folder(work: Path, sources: list[Domain]) -> None:
     with pytest.raises(DataError):
         pretrain_teacher(work, "unisrec", [sources[0].name], run_config(feature="absent"), run="mine")

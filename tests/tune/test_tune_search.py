@@ -35,9 +35,8 @@ def without_seconds(search: Search) -> list[Any]:
 
 def test_both_get_as_many_trials_and_keep_them_all(studio: Any) -> None:
     told: list[tuple[str, int]] = []
-    request = Request(
-        "sasrec", ("base", "distilled"), 2, vary=(*VARY, "distill.lambda=[1, 10]"), teachers=studio.teachers
-    )
+    vary = (*VARY, "distill.lambda=[1, 10]", "train.ema=[null]")
+    request = Request("sasrec", ("base", "distilled"), 2, vary=vary, teachers=studio.teachers)
     found = tune(
         studio.work,
         studio.domain.name,
@@ -52,7 +51,7 @@ def test_both_get_as_many_trials_and_keep_them_all(studio: Any) -> None:
         assert table["number"].to_list() == [0, 1]
         assert set(table.columns) == own | {
             *("number", "state", "valid_ndcg@10", "valid_recall@10", "best_epoch", "epochs", "seconds", "values"),
-            *("train.lr", "student.hidden_dropout"),
+            *("train.lr", "student.hidden_dropout", "train.ema"),
         }
         assert search.best is not None
         assert table["valid_ndcg@10"].max() == search.best.metric
@@ -64,10 +63,14 @@ def test_both_get_as_many_trials_and_keep_them_all(studio: Any) -> None:
         assert described["best"]["values"] == search.best.values
     assert not list((studio.work / "students" / studio.domain.name).glob("tune-*"))
     assert found.methods is not None
-    methods = load_config(found.methods).methods
+    written = load_config(found.methods)
+    assert written.model_copy(update={"methods": {}}) == studio.config
+    methods = written.methods
     for name, search in (("SASRec", base), ("sasrec", distilled)):
         best = json.loads((search.folder / "search.json").read_text())["best"]["run"]
         assert methods[name].pop("train.lr") == best["train"]["lr"]
+        # Said although it is the default: what the distilled student takes goes for the base model else.
+        assert methods[name].pop("train.ema", "absent") is None
         assert methods[name].pop("student.hidden_dropout") == best["config"]["hidden_dropout"]
     lambdas = (studio.config.distill.weight, distilled.best.values.get("distill.lambda"))
     assert methods["sasrec"].pop("distill.lambda") in lambdas
@@ -240,6 +243,16 @@ def test_refusals(studio: Any) -> None:
         with pytest.raises(ConfigError) as caught:
             searches(studio, **wanted)
         assert message in str(caught.value)
+    # What cannot be trained is refused before anything is, and before a former search is discarded.
+    kept = (studio.work / "tune" / studio.domain.name / "mine" / "trials.parquet").read_bytes()
+    absent = studio.config.model_copy(update={"train": studio.config.train.model_copy(update={"device": "cuda:99"})})
+    for config, vary, message in (
+        (absent, ("train.lr=[0.1]",), "train.device='cuda:99'"),
+        (studio.config, ("train.epochs=[1, 500]",), r"train.epochs=500: plan \w+ has"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            searches(studio, config, name="mine", trials=2, vary=vary, restart=True)
+        assert (studio.work / "tune" / studio.domain.name / "mine" / "trials.parquet").read_bytes() == kept
     seeded = studio.config.model_copy(update={"seed": 99})
     with pytest.raises(StoreError, match="no teacher has scored plan"):
         searches(studio, seeded, kinds=("distilled",), trials=1)
