@@ -275,6 +275,8 @@ def load_config(path: Path | None = None, overrides: list[str] | None = None) ->
             loaded = yaml.safe_load(path.read_text())
         except FileNotFoundError:
             raise ConfigError(f"{path}: no such configuration file.") from None
+        except IsADirectoryError:
+            raise ConfigError(f"{path}: a folder, expected a configuration file.") from None
         except (yaml.YAMLError, ValueError) as error:
             raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}.") from None
         if loaded is not None and not isinstance(loaded, dict):

@@ -41,12 +41,16 @@ def first_line(error: BaseException) -> str:
     return text.strip().rstrip(".")
 
 
-def file_name(kind: str, name: str) -> str:
+def file_name(kind: str, name: str, remedy: str = "") -> str:
     """`name`, if it can name a folder or file of its own.
+
+    Args:
+        remedy: ends the message.
 
     Raises:
         ConfigError: it holds something other than letters, digits, dots, dashes and underscores.
     """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
-        raise ConfigError(f"{kind} {name!r}: use letters, digits, '.', '-' and '_', beginning with a letter or digit.")
+        rule = "use letters, digits, '.', '-' and '_', beginning with a letter or digit."
+        raise ConfigError(f"{kind} {name!r}: {rule}{remedy and ' '}{remedy}")
     return name

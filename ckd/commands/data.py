@@ -9,12 +9,14 @@ import typer
 
 from ckd.commands.options import WORK, Config, DomainName, Json, Override, Seed, Work, settings_of
 
+Replace = Annotated[bool, typer.Option("--replace", help="Take the place of another domain of that name.")]
+
 
 def prepare(
     source: Annotated[Path, typer.Argument(help="File or folder of interactions and items.")],
     name: Annotated[str | None, typer.Option(help="The domain's name; without, the source's.")] = None,
     format: Annotated[str | None, typer.Option(help="Ingest format; without, ckd looks.")] = None,
-    replace: Annotated[bool, typer.Option("--replace", help="Take the place of another domain of that name.")] = False,
+    replace: Replace = False,
     work: Work = WORK,
     config: Config = None,
     override: Override = None,
@@ -38,12 +40,12 @@ def prepare(
     views.prepared(prepared, json)
 
 
-def example(work: Work = WORK, seed: Seed = None, json: Json = False) -> None:
+def example(replace: Replace = False, work: Work = WORK, seed: Seed = None, json: Json = False) -> None:
     """Generate the built-in example: two source domains and a target, their pictures encoded."""
     from ckd import views
     from ckd.pipelines.example import prepare_example
 
-    views.domains(prepare_example(work, settings_of(None, None, seed).seed), json)
+    views.domains(prepare_example(work, settings_of(None, None, seed).seed, replace=replace), json)
 
 
 def encode_items(

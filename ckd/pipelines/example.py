@@ -13,19 +13,22 @@ from ckd.pipelines.workspace import domain_folder
 from ckd.teachers.encoders.image import PIXELS, ImageEncoderConfig
 
 
-def prepare_example(work: Path, seed: int = 2024, size: ExampleSize = DEFAULT) -> list[Domain]:
+def prepare_example(work: Path, seed: int = 2024, size: ExampleSize = DEFAULT, replace: bool = False) -> list[Domain]:
     """Write the example domains under `work/domains/<name>/`, sources first; what is there already stays untouched.
 
     Their pictures become the feature `image` through the encoder `pixels`, which needs no weights: shapes in colours
     and patterns are what it measures, and trained encoders have seen nothing like them.
 
+    Args:
+        replace: put it in the place of one of another seed, to which plans, scores and runs may belong.
+
     Raises:
         ConfigError: the seed is negative.
-        DataError: a domain of that name is there that is no example.
+        DataError: a domain of that name is there that is no example, or one of another seed.
     """
     domains = []
     for name, domain in make_example(seed, size).items():
-        stored = _stored(domain, domain_folder(work, name))
+        stored = _stored(domain, domain_folder(work, name), replace)
         domains.append(stored or domain.save(domain_folder(work, name)))
         if stored is None or not _has_pictures(stored):
             image = ImageEncoderConfig(model=PIXELS, device="cpu")
@@ -33,7 +36,7 @@ def prepare_example(work: Path, seed: int = 2024, size: ExampleSize = DEFAULT) -
     return domains
 
 
-def _stored(domain: Domain, folder: Path) -> Domain | None:
+def _stored(domain: Domain, folder: Path, replace: bool) -> Domain | None:
     """The stored domain where it equals `domain` in content, pictures and notes."""
     if not folder.exists():
         return None
@@ -43,6 +46,12 @@ def _stored(domain: Domain, folder: Path) -> Domain | None:
         return None
     if stored.notes.get("source") != "example":
         raise DataError(f"{folder}: holds a domain that is no example. Move it away, or choose another work folder.")
+    there, wanted = (notes.get("seed") for notes in (stored.notes, domain.notes))
+    if there != wanted and not replace:
+        raise DataError(
+            f"{folder}: the example of seed {there}, not {wanted}; plans, scores and runs may belong to it. Take "
+            f"another --work, or make it anew with `ckd example --seed {wanted} --replace`."
+        )
     same = (
         stored.fingerprint == domain.fingerprint
         and stored.notes == domain.notes

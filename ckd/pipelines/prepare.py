@@ -79,8 +79,8 @@ def prepare(
         ConfigError: a name that is no file name, an unknown format, or a filter that would break a given split.
     """
     config = config or PrepareConfig()
-    file_name("domain", name)
     format, reader = find_format(source, format)
+    file_name("domain", name, "Give another --name.")
     folder = domain_folder(work, name)
     folder.parent.mkdir(parents=True, exist_ok=True)
     problems = Problems(config.on_error)

@@ -113,13 +113,17 @@ def values_text(values: dict[str, object]) -> str:
     return ", ".join(f"{name} = {value}" for name, value in values.items()) or "as configured"
 
 
-def unequal(searches: Sequence[SearchInfo]) -> list[str]:
-    """Domains and models whose base and distilled searches were not given the same number of trials."""
+def unequal(searches: Sequence[SearchInfo], runs: Sequence[Run]) -> list[str]:
+    """Models whose base and distilled runs here have settings of searches that were not given the same trials.
+
+    Searches whose best nobody was trained with count nothing; where several of a kind were used, their largest does.
+    """
     given: dict[tuple[str, str], dict[str, int]] = {}
     for search in searches:
-        kinds = given.setdefault((search.domain, search.identity["student"]), {})
-        kind = search.identity["kind"]
-        kinds[kind] = kinds.get(kind, 0) + search.budget.trials
+        if any(run.kind == "student" and search.chose(run) for run in runs):
+            kinds = given.setdefault((search.domain, search.identity["student"]), {})
+            kind = search.identity["kind"]
+            kinds[kind] = max(kinds.get(kind, 0), search.budget.trials)
     lines = []
     for (domain, student), kinds in given.items():
         base, distilled = kinds.get("base", 0), kinds.get("distilled", 0)

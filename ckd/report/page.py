@@ -90,7 +90,7 @@ class Page:
         if seeds:
             said.append(f"seeds {', '.join(map(str, seeds))}")
         stamps = [stamp(f"{run.folder}: {text}.") for run in work.runs for text in run.stamps]
-        problems = [problem(text) for text in [*unequal(work.searches), *work.problems]]
+        problems = [problem(text) for text in [*unequal(work.searches, work.runs), *work.problems]]
         return f'<p class="lead">{esc(" · ".join(said))}</p>' + "".join([*stamps, *problems])
 
     # --- experiments -------------------------------------------------------------------------------------------------

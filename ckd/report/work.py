@@ -135,6 +135,17 @@ class Work:
     problems: list[str] = field(default_factory=list)
 
 
+def _of_other_content(work: Work) -> list[str]:
+    """Runs of domains that were prepared anew since: what stands beside them is of other data."""
+    present = {domain.name: domain.fingerprint for domain in work.domains}
+    return [
+        f"{run.kind} {run.name}: trained on content {run.identity['domain']} of {run.domain}, which now has "
+        f"{present[run.domain]}: its figures are of other data than that of this page."
+        for run in work.runs
+        if run.domain in present and run.identity.get("domain", present[run.domain]) != present[run.domain]
+    ]
+
+
 def read_work(work: Path) -> Work:
     """Read all descriptions below the work folder.
 
@@ -161,6 +172,7 @@ def read_work(work: Path) -> Work:
     collect(f"teachers/*/[!.]*/{RESULT}", _teacher, found.runs)
     collect(f"students/*/[!.]*/{STUDENT_FILE}", _student, found.runs)
     collect(f"tune/*/[!.]*/{SEARCH_FILE}", _search, found.searches)
+    found.problems += _of_other_content(found)
     collect("experiments/[!.]*.json", Experiment.load, found.experiments)
     found.experiments.sort(key=_in_the_papers_order)
     if not (found.domains or found.runs or found.experiments or found.searches or found.problems):

@@ -22,10 +22,12 @@ Snapshots = Callable[[Path], dict[str, tuple[int, bytes]]]
 #: Words of a command, {name} filled in; and what the line must say.
 BAD: list[tuple[str, str]] = [
     ("prepare {tmp}/absent", r"absent: .*no such"),
-    ("prepare {csv} --name ../x", r"domain '\.\./x': use letters"),
+    ("prepare {csv} --name ../x", r"domain '\.\./x': use letters.* Give another --name"),
+    ("prepare {tmp}/no(such)", r"no\(such\): no such file"),
     ("prepare {csv} --format cvs", r"unknown ingest format 'cvs'\. Did you mean 'csv'"),
     ("prepare {csv} -o prepare.k_core=3", r"unknown key 'prepare\.k_core'\. Did you mean 'k_core_"),
     ("prepare {csv} --config {tmp}/absent.yaml", r"absent\.yaml: no such configuration file"),
+    ("prepare {csv} --config {tmp}", r": a folder, expected a configuration file"),
     ("prepare {bad_csv}", r"bad\.csv:3: the time is no number: 'not-a-time'"),
     ("example --seed -1", r"seed"),
     ("encode-items --domain absent", r"absent: no prepared domain here\. Run `ckd prepare`"),
@@ -152,7 +154,7 @@ def test_errors_of_the_disk_are_one_line(ckd: Ckd, studio: Any, monkeypatch: pyt
     """Of a full disk the system does not name the file; we do."""
     words = ["train-student", "--domain", studio.domain.name, "--work", studio.work, "--no-distill"]
 
-    def fail(*_: Any) -> None:
+    def fail(*_: Any, **__: Any) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr("ckd.data.atomic.fsync_path", fail)
@@ -178,7 +180,7 @@ def test_errors_of_the_disk_are_one_line(ckd: Ckd, studio: Any, monkeypatch: pyt
 def test_no_memory_is_one_line(
     ckd: Ckd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, told: str
 ) -> None:
-    def fail(*_: Any) -> None:
+    def fail(*_: Any, **__: Any) -> None:
         raise error
 
     monkeypatch.setattr("ckd.pipelines.example.prepare_example", fail)
@@ -186,7 +188,7 @@ def test_no_memory_is_one_line(
     assert found.code == 1
     assert re.fullmatch(r"ckd: out of memory \([^\n]*\)\. Take smaller batches[^\n]*\n", found.err)
     assert told in found.err
-    monkeypatch.setattr("ckd.pipelines.example.prepare_example", lambda *_: [].pop())
+    monkeypatch.setattr("ckd.pipelines.example.prepare_example", lambda *_, **__: [].pop())
     with pytest.raises(IndexError):
         ckd("example", "--work", tmp_path)
 

@@ -271,7 +271,13 @@ def test_prepare_writes_once_and_again_only_what_differs(tmp_path: Path, tiny: d
     again = prepare_example(tmp_path, 7, TINY)
     assert stamps(tmp_path) == first
     assert [content_hash(d) for d in again] == [content_hash(d) for d in domains]
-    for domain in prepare_example(tmp_path, 8, TINY):
+    # Plans and runs may belong to it.
+    with pytest.raises(
+        DataError, match=rf"{SOURCES[0]}: the example of seed 7, not 8; .*`ckd example --seed 8 --replace`"
+    ):
+        prepare_example(tmp_path, 8, TINY)
+    assert stamps(tmp_path) == first
+    for domain in prepare_example(tmp_path, 8, TINY, replace=True):
         assert domain.folder is not None
         assert Domain.load(domain.folder).notes["seed"] == 8
 

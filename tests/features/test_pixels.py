@@ -155,7 +155,7 @@ def test_the_example_comes_with_its_pictures_encoded(tmp_path: Path) -> None:
         assert features.source["model"] == PIXELS
 
     # Another seed paints others under the same item ids.
-    (other, *_) = prepare_example(tmp_path, 8, size)
+    (other, *_) = prepare_example(tmp_path, 8, size, replace=True)
     encoded = load_features(other, IMAGE)
     assert encoded.present[1:].tolist() == [picture is not None for picture in other.item_table["image"]]
 
@@ -165,7 +165,7 @@ def test_the_example_comes_with_its_pictures_encoded(tmp_path: Path) -> None:
     save_features(other.folder, mine)
     (again, *_) = prepare_example(tmp_path, 8, size)
     assert load_features(again, IMAGE).fingerprint == mine.fingerprint
-    (anew, *_) = prepare_example(tmp_path, 7, size)
+    (anew, *_) = prepare_example(tmp_path, 7, size, replace=True)
     assert load_features(anew, IMAGE).source["model"] == PIXELS
 
 

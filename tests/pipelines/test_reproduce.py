@@ -19,6 +19,7 @@ from ckd.evaluation.ranks import load_ranks
 from ckd.pipelines.reproduce import Options, chain, dry_run, reproduce
 from ckd.pipelines.reproduce.result import Experiment, Spread
 from ckd.pipelines.reproduce.study import Study, make_study
+from ckd.pipelines.workspace import domain_folder
 
 METHODS = Options(methods=("UniSRec", "SASRec", "CKD-MDSR"))
 #: What is restricted does not take the place of the whole, nor does what is made otherwise than by default.
@@ -409,6 +410,45 @@ def test_a_teacher_finished_without_ranking_lists_serves_all_but_hetcomp(
     with pytest.raises(DataError, match=r"no ranking lists kept\. .* or delete its folder"):
         reproduce("table3", study_of(work, small), Options(methods=("HetComp",)))
     assert everything(teacher) == kept
+
+
+def test_runs_of_other_content_are_not_taken_for_finished(tmp_path: Path, scientific: Path, small: RunConfig) -> None:
+    study = study_of(tmp_path / "work", small, data=tmp_path / "data")
+    options = Options(methods=("SASRec",))
+    reproduce("table3", study, options)
+    assert set(states(study, options=options).values()) == {"done"}
+    path = domain_folder(tmp_path / "work", "scientific") / "domain.json"
+    described = json.loads(path.read_text())
+    path.write_text(json.dumps({**described, "fingerprint": "other"}))
+    for act in (dry_run, reproduce):
+        with pytest.raises(DataError, match=r"sasrec-seed3-\w+: trained on content \w+, scientific now has other"):
+            act("table3", study, options)
+
+
+def test_weights_and_temperatures_are_given_by_teacher(
+    tmp_path: Path, encoded: list[tuple[str, str]], small: RunConfig
+) -> None:
+    values = small.model_dump(by_alias=True, exclude_unset=True)
+
+    def study(**distill: Any) -> Study:
+        return study_of(tmp_path, RunConfig.model_validate({**values, "distill": distill}))
+
+    options = Options(methods=("CKD-MDSR",))
+    for section, message in (({"weights": {"recformer": 1}}, "weights"), ({"temperature": {"x": 1}}, "temperature")):
+        with pytest.raises(ConfigError, match=rf"distill\.{message}: none for teacher 'unisrec'; given: \["):
+            dry_run("table3", study(**section), options)
+    found = reproduce("table3", study(weights={"unisrec": 2}, temperature={"unisrec": 0.3}), options)
+    (run,) = found.runs
+    described = json.loads((tmp_path / run.folder / "student.json").read_text())
+    (teacher,) = described["identity"]["teachers"]
+    assert described["identity"]["distill"]["temperature"] == {teacher: 0.3}
+
+
+def test_recguru_takes_another_domain_of_the_example(tmp_path: Path, small: RunConfig) -> None:
+    for name, source in (("example-kitchen", "example-garden"), ("example-studio", "example-kitchen")):
+        study = study_of(tmp_path, small, names=[name])
+        here = states(study, options=Options(methods=("RecGURU",)))
+        assert f"prepare {source}" in here
 
 
 def test_an_unknown_method_is_refused_before_anything_is_made(tmp_path: Path, small: RunConfig) -> None:

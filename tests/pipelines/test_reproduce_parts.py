@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ckd.config import RunConfig
+from ckd.config import RunConfig, TrainConfig
+from ckd.data.atomic import write_json
 from ckd.errors import ConfigError, DataError
-from ckd.pipelines.reproduce import paper
+from ckd.pipelines.reproduce import dry_run, paper
 from ckd.pipelines.reproduce.cold_start import quintiles
 from ckd.pipelines.reproduce.made import Made, mark, settings_said
 from ckd.pipelines.reproduce.methods import (
@@ -251,6 +252,11 @@ def test_a_name_tells_runs_apart_by_what_they_depend_on() -> None:
     # A baseline's loop reads nothing of `train`.
     hetcomp = next(method for method in table3_methods(THREE) if method.name == "HetComp")
     assert name(hetcomp, {"train": {"lr": 0.1}}) == name(hetcomp, {}) != name(hetcomp, {"baseline": {"epochs": 3}})
+    # What is said to be every model's default, where this model's is another, is said of it.
+    unisrec, fm = table3_methods(THREE)[0], universal(THREE)[0]
+    for method, key, value in ((unisrec, "weight_decay", 1e-5), (fm, "patience", 10)):
+        assert TrainConfig().model_dump()[key] == value
+        assert name(method, {"train": {key: value}}) != name(method, {})
     # A base model knows no distillation.
     assert name(BASE_METHOD, {"distill": {"lambda": 5}}) == name(BASE_METHOD, {})
 
@@ -265,6 +271,10 @@ def test_a_name_tells_runs_apart_by_what_they_depend_on() -> None:
         ({"methods": {"recfromer": {}}}, r"methods: no method 'recfromer'\. Did you mean 'recformer'"),
         ({"methods": {"unisrec": {"lr": 1}}}, r"methods\.unisrec: key 'lr': write section\.key"),
         ({"methods": {"unisrec": {"trian.lr": 1}}}, r"key 'trian\.lr': .*Did you mean 'train'"),
+        ({"methods": {"unisrec": {"student.hidden_size": 8}}}, r"methods\.unisrec: a teacher has nothing of 'student'"),
+        ({"methods": {"SASRec": {"prepare.history_cap": 3}}}, r"methods\.SASRec: a student has nothing of 'prepare'"),
+        ({"methods": {"HetComp": {"distill.lambda": 3}}}, r"methods\.HetComp: a baseline has nothing of 'distill'"),
+        ({"methods": {"unisrec": {"pretrain.epochz": 5}}}, r"methods\.unisrec: pretrain: .*'epochz'"),
     ],
 )
 def test_keys_that_no_model_has_are_refused(values: dict[str, Any], message: str) -> None:
@@ -274,7 +284,7 @@ def test_keys_that_no_model_has_are_refused(values: dict[str, Any], message: str
 
 def test_a_variant_goes_by_the_name_that_the_study_prints() -> None:
     def check(name: str, *teachers: str) -> None:
-        check_keys(RunConfig.model_validate({"methods": {name: {"distill.lambda": 3}}}), teachers)
+        check_keys(RunConfig.model_validate({"methods": {name: {"train.lr": 0.1}}}), teachers)
 
     check("w/o MT1 (Recformer alone)", "recformer", "unisrec")
     for name in ("w/o WA", "w/o CSS", "CKD-MDSR FM", "RecGURU", "UniM²Rec", "unim2rec"):
@@ -350,15 +360,18 @@ def test_what_cannot_be_run_is_left_out_and_said(tmp_path: Path) -> None:
     (data / "shop").mkdir(parents=True)
     alone = make_study(tmp_path, data, None, 2, RunConfig(seed=5))
     assert (alone.domains, alone.seeds, alone.teachers) == (("shop",), (5, 6), ("unisrec", "recformer"))
-    assert [note.split(" is left out")[0] for note in alone.notes] == ["RecGURU", "UniM²Rec"]
+    assert [note.split(" is left out")[0] for note in alone.left_out.values()] == ["RecGURU", "UniM²Rec"]
+    # Nobody misses RecGURU among ablations.
+    told = {name: dry_run(name, alone).notes for name in ("table3", "figure3", "table2")}
+    assert {name: len(notes) for name, notes in told.items()} == {"table3": 2, "figure3": 1, "table2": 0}
     # A hidden folder is no domain.
     (data / ".git").mkdir()
-    assert make_study(tmp_path, data, None, 1, RunConfig()).notes == alone.notes
+    assert make_study(tmp_path, data, None, 1, RunConfig()).left_out == alone.left_out
     (data / "other").mkdir()
     (tmp_path / "domains" / "shop" / "features").mkdir(parents=True)
     (tmp_path / "domains" / "shop" / "features" / "image.json").touch()
     whole = make_study(tmp_path, data, ["shop"], 1, RunConfig())
-    assert (whole.teachers, whole.notes) == (THREE, ())
+    assert (whole.teachers, whole.left_out, whole.notes) == (THREE, {}, ())
     # Whoever names a teacher gets it, or its own error.
     assert make_study(tmp_path, data, ["other"], 1, RunConfig(), teachers=["unim2rec"]).teachers == ("unim2rec",)
 
@@ -411,6 +424,19 @@ def test_estimates_say_where_they_come_from(tmp_path: Path) -> None:
     assert (found["another"].seconds, found["another"].source) == (found["other"].seconds, "assumed")
 
 
+def test_pretraining_takes_as_long_as_all_its_domains_for_all_its_epochs(tmp_path: Path) -> None:
+    def seconds(domains: str, epochs: int) -> Any:
+        step = Step("p", "pre-train", "pretrain", "unisrec", domains, lambda: "to do", lambda: None, epochs)
+        return Estimates(Costs(tmp_path), {"d": 1_000, "e": 500}.get).of([step])[0].seconds
+
+    assert seconds("d,e", 20) == pytest.approx(1.5 * seconds("d", 20)) == pytest.approx(2 * seconds("d,e", 10))
+    assert seconds("d,unknown", 20) is None
+    step = a_step("both", domain="d,e")
+    Costs(tmp_path).carry_out(step)
+    found = [Estimates(Costs(tmp_path), lambda _: 9).of([a_step("x", domain=d)])[0].source for d in ("d,e", "d")]
+    assert found == ["measured", "scaled"]
+
+
 def test_estimates_of_the_example_are_of_the_sizes_it_is_cut_to(tmp_path: Path) -> None:
     steps = [a_step("base"), a_step("large", model="recguru"), a_step("own", model="no-such-model")]
     real, cut, half = (
@@ -435,13 +461,17 @@ def test_time_of_several_sessions_adds_up(tmp_path: Path) -> None:
     assert first is not None
     assert not first.finished
     assert costs.all() == []
-    costs.carry_out(a_step("students/d/r"))
+    costs.carry_out(a_step("students/d/r", state="begun"))
     (second,) = costs.all()
     assert second.finished
     assert second.seconds >= first.seconds
     ran: list[int] = []
     costs.carry_out(a_step("students/d/r", state="done", run=lambda: ran.append(1)))
     assert (ran, costs.all()) == ([1], [second])
+    # A run that was finished and discarded is no session of the one that takes its place.
+    write_json(tmp_path / "experiments" / "costs" / "students__d__r.json", {**asdict(second), "seconds": 1000.0})
+    costs.carry_out(a_step("students/d/r"))
+    assert costs.all()[0].seconds < 100
 
 
 def test_states_of_a_run(tmp_path: Path) -> None:

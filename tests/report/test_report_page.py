@@ -11,7 +11,8 @@ from dataclasses import replace
 from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
@@ -20,8 +21,11 @@ from ckd.pipelines.reproduce.made import Made
 from ckd.pipelines.reproduce.result import Experiment
 from ckd.report.build import make_report
 from ckd.report.markup import Anchors, esc
+from ckd.report.overview import unequal
 from ckd.report.page import titles
 from ckd.report.style import CSS
+from ckd.report.work import SEARCHED, Run, SearchInfo, read_work
+from ckd.tune.trials import Budget
 
 VOID = {"meta", "br", "hr", "link", "img", "input"}
 
@@ -304,3 +308,40 @@ def test_a_result_is_shown_with_what_it_was_made_with(reported: Any, tmp_path: P
     assert (tmp_path / "tables" / f"{stem}.md").read_text().endswith(f"\n{line.replace('_', chr(92) + '_')}\n")
     assert f"\n% {line}\n" in (tmp_path / "tables" / f"{stem}.tex").read_text()
     assert "Made with" not in (tmp_path / "tables" / f"{path.stem}.md").read_text()
+
+
+def a_search(kind: str, trials: int, lr: float) -> SearchInfo:
+    identity = {"student": "sasrec", "kind": kind}
+    return SearchInfo("d", f"{kind}-{trials}", identity, [], Budget(trials, 1, 1.0), {"run": trained_with(lr)}, {})
+
+
+def trained_with(lr: float) -> dict[str, Any]:
+    return {**dict.fromkeys(SEARCHED), "train": {"lr": lr}}
+
+
+@pytest.mark.parametrize(
+    ("others", "given"), [([], None), ([(1, 0.9)], None), ([(5, 0.1)], (5, 3)), ([(2, 0.1), (9, 0.8)], None)]
+)
+def test_budgets_are_compared_of_searches_that_were_used(
+    others: list[tuple[int, float]], given: tuple[int, int] | None
+) -> None:
+    searches = [a_search("base", 3, 0.1), a_search("distilled", 3, 0.2)]
+    searches += [a_search("base", trials, lr) for trials, lr in others]
+    runs = [cast(Run, SimpleNamespace(kind="student", domain="d", identity=trained_with(lr))) for lr in (0.1, 0.2)]
+    lines = unequal(searches, runs)
+    if given is None:
+        assert lines == []
+    else:
+        (line,) = lines
+        assert f"sasrec on d: {given[0]} trials for the base model, {given[1]} for the distilled one" in line
+
+
+def test_runs_of_a_domain_that_was_prepared_anew_are_told(reported: Any) -> None:
+    path = reported.work / "domains" / reported.domain / "domain.json"
+    described = json.loads(path.read_text())
+    assert read_work(reported.work).problems == []
+    path.write_text(json.dumps({**described, "fingerprint": "other"}))
+    found = read_work(reported.work)
+    told = [line for line in found.problems if "trained on content" in line]
+    assert len(told) == len([run for run in found.runs if run.kind != "pretrained teacher"])
+    assert f"of {reported.domain}, which now has other" in told[0]

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from ckd.baselines import BASELINES
 from ckd.pipelines.reproduce.compare import seconds_of
 from ckd.pipelines.reproduce.experiments import EXPERIMENTS, Options
 from ckd.pipelines.reproduce.made import Made, mark, settings_said
@@ -15,6 +16,7 @@ from ckd.pipelines.reproduce.result import Experiment
 from ckd.pipelines.reproduce.steps import PlannedStep
 from ckd.pipelines.reproduce.study import Study
 from ckd.pipelines.workspace import versions
+from ckd.teachers import TEACHERS
 
 __all__ = ["EXPERIMENTS", "DryRun", "Options", "dry_run", "reproduce"]
 
@@ -53,7 +55,7 @@ def dry_run(name: str, study: Study, options: Options = Options()) -> DryRun:  #
         ConfigError: no such method or setting.
     """
     methods = EXPERIMENTS[name].methods(study, options)
-    return DryRun(name, tuple(study.dry_run(methods)), study.notes if methods else (), study.example)
+    return DryRun(name, tuple(study.dry_run(methods)), _notes(name, study) if methods else (), study.example)
 
 
 def reproduce(name: str, study: Study, options: Options = Options(), command: str = "") -> Experiment:  # noqa: B008
@@ -89,7 +91,7 @@ def reproduce(name: str, study: Study, options: Options = Options(), command: st
         differences=tuple(shown.differences),
         tables=tuple(shown.tables),
         panels=tuple(shown.panels),
-        notes=(*(study.notes if ran else ()), *shown.notes),
+        notes=(*(_notes(name, study) if ran else ()), *shown.notes),
         versions=versions(),
         seconds=seconds_of(ran),
         made=made,
@@ -100,6 +102,11 @@ def reproduce(name: str, study: Study, options: Options = Options(), command: st
         study.say(f"keep the result of other runs that had this one's name as {former}")
     experiment.save(study.work)
     return experiment
+
+
+def _notes(name: str, study: Study) -> tuple[str, ...]:
+    """Of what is left out, baselines are missed in the table of all methods alone, teachers wherever they are used."""
+    return study.said({*TEACHERS.names(), *(BASELINES if name == "table3" else ())})
 
 
 def _made(study: Study, methods: Sequence[Method]) -> Made:

@@ -13,7 +13,8 @@ from ckd.data.example import SOURCES
 from ckd.data.features import IMAGE
 from ckd.distill import live
 from ckd.distill.difficulty import needs_teachers
-from ckd.errors import DataError
+from ckd.distill.trainer import with_defaults
+from ckd.errors import ConfigError, DataError
 from ckd.pipelines.encode_items import EncodeConfig, encode_items
 from ckd.pipelines.example import prepare_example
 from ckd.pipelines.finetune_teacher import RESULT, finetune_teacher
@@ -35,7 +36,7 @@ from ckd.pipelines.reproduce.steps import WITH_TEACHERS, State, Step, Trained, e
 from ckd.pipelines.teacher_difficulty import teacher_difficulty
 from ckd.pipelines.teacher_score import teacher_score
 from ckd.pipelines.train_baseline import train_baseline
-from ckd.pipelines.train_student import train_student
+from ckd.pipelines.train_student import STUDENT_FILE, train_student
 from ckd.pipelines.workspace import domain_folder, domains_in, plans_folder, pretrained_folder, scores_folder
 from ckd.store.manifest import MANIFEST
 from ckd.teachers import TEACHERS
@@ -77,6 +78,20 @@ class Chain:
 
         self._add(f"domains/{name}", f"prepare {name}", "prepare", "", name, exists(folder / "domain.json"), run)
 
+    def _require_present(self, folder: Path, file: str) -> None:
+        """Refuse a run of content that the domain no longer has; its folder would be taken for a finished one."""
+        present = domain_folder(self.work, self.name) / "domain.json"
+        path = self.work / folder / file
+        if not (path.exists() and present.exists()):
+            return
+        found = read_json(path, "Discard that folder.").get("identity", {}).get("domain")
+        now = read_json(present, "Prepare it again.").get("fingerprint")
+        if found != now:
+            raise DataError(
+                f"{path.parent}: trained on content {found}, {self.name} now has {now}. Discard that folder, or take "
+                "another --work."
+            )
+
     def _require_prepared_so(self, name: str) -> None:
         """Refuse a domain that lies there prepared otherwise than the configuration says, or from other files."""
         path = domain_folder(self.work, name) / "domain.json"
@@ -115,6 +130,7 @@ class Chain:
                 update={"teacher": {**config.teacher, "start": pretrained_folder(self.work, start)}}
             )
 
+        self._require_present(folder, RESULT)
         finished = finished_in(self.work / folder, RESULT)
 
         def tune() -> None:
@@ -166,9 +182,10 @@ class Chain:
             f"pre-train {method.name} on {', '.join(study.sources)}",
             "pretrain",
             method.model,
-            study.sources[0],
+            ",".join(study.sources),
             finished_in(pretrained_folder(self.work, run), RESULT),
             lambda: pretrain_teacher(self.work, method.model, study.sources, config, run=run, progress=study.progress),
+            with_defaults(config.train, getattr(TEACHERS.get(method.model), "PRETRAIN_DEFAULTS", {})).epochs,
         )
         return run
 
@@ -272,8 +289,8 @@ class Chain:
 
     def _student(self, method: Method, seed: int) -> Trained:
         settings = resolve(method, self.study.config, self.study.example, seed)
-        config = settings.config
         runs = self._teachers(method, seed)
+        config = _of_runs(settings.config, method.teachers, runs)
         plan = self._score(config, runs) if runs else self._plan(config, ())
         where = self._scores(config) if runs else None
         prefix = f"{method.model}{WITH_TEACHERS}" if runs else method.model
@@ -322,9 +339,8 @@ class Chain:
 
     def source(self) -> str | None:
         """The second domain that RecGURU shares its encoder with: the first other one."""
-        if self.study.data is None:
-            return SOURCES[0]
-        others = [*self.study.sources, *domains_in(self.study.data)]
+        known = SOURCES if self.study.data is None else domains_in(self.study.data)
+        others = [*self.study.sources, *known]
         return next((name for name in others if name != self.name), None)
 
     def _trained(
@@ -339,6 +355,7 @@ class Chain:
         seed = settings.config.seed
         folder = Path("students") / self.name / run
         what = f"train {method.name} on {self.name}, seed {seed}"
+        self._require_present(folder, STUDENT_FILE)
         state = finished_in(self.work / folder, "last.json", "finished")
         self._add(str(folder), what, "train", cost, self.name, state, train)
         return Trained(self.name, method, seed, run, str(folder), teachers, settings.used(method))
@@ -355,5 +372,24 @@ class Chain:
         domain: str,
         state: Callable[[], State],
         run: Callable[[], object],
+        epochs: int | None = None,
     ) -> None:
-        self.steps.setdefault(key, Step(key, what, action, model, domain, state, run))
+        self.steps.setdefault(key, Step(key, what, action, model, domain, state, run, epochs))
+
+
+def _of_runs(config: RunConfig, teachers: Sequence[str], runs: Sequence[str]) -> RunConfig:
+    """The configuration with weights and temperatures, where they are given by teacher, given by its run.
+
+    Raises:
+        ConfigError: one of the teachers has none.
+    """
+    changed = {}
+    for name in ("weights", "temperature"):
+        given = getattr(config.distill, name)
+        if isinstance(given, dict):
+            lacking = [each for each, run in zip(teachers, runs, strict=True) if not {each, run} & set(given)]
+            if lacking:
+                raise ConfigError(f"distill.{name}: none for teacher {lacking[0]!r}; given: {sorted(given)}.")
+            of = dict(zip(teachers, runs, strict=True))
+            changed[name] = {of.get(key, key): value for key, value in given.items()}
+    return config.model_copy(update={"distill": config.distill.model_copy(update=changed)}) if changed else config

@@ -10,7 +10,7 @@ from typing import Any, cast
 from ckd.baselines import BASELINES, model_class
 from ckd.baselines.hetcomp import HetCompConfig
 from ckd.baselines.recguru import RecGURUConfig
-from ckd.config import RunConfig, parse
+from ckd.config import RunConfig, TrainConfig, parse
 from ckd.data.features import DROPPED_TEXT, IMAGE, TEXT
 from ckd.errors import ConfigError, did_you_mean
 from ckd.pipelines.reproduce.example_sizes import (
@@ -27,6 +27,13 @@ from ckd.teachers import TEACHERS
 
 #: A section that a method may change and that is none of `RunConfig`: `train` of a teacher's pre-training.
 PRETRAIN = "pretrain"
+
+#: Sections that a method of each kind takes settings from.
+SECTIONS = {
+    "teacher": ("teacher", "train", PRETRAIN),
+    "student": ("student", "train", "plan", "distill", "score"),
+    "baseline": ("baseline", "student", "train"),
+}
 
 #: What the baselines' own section is validated with.
 BASELINE_CLASSES: dict[str, Any] = {"hetcomp": HetCompConfig, "recguru": RecGURUConfig}
@@ -57,17 +64,16 @@ class Settings:
     def used(self, method: Method) -> dict[str, Any]:
         """What a run of the method uses, by section: what differs from the defaults, seed and device left out."""
         config = self.config
-        used: dict[str, Any] = {"train": _said(config.train, set(config.train.NO_IDENTITY))}
+        if method.kind == "baseline":
+            # Baselines have loops of their own, which read nothing of `train` but the device.
+            return {"student": config.student, "baseline": config.baseline, "trains": method.student}
+        used: dict[str, Any] = {"train": _trained_with(method, config.train)}
         if method.kind == "teacher":
             used["teacher"] = config.teacher
-        elif method.kind == "student":
-            used |= {"student": config.student, "plan": _said(config.plan)}
-            if method.teachers:
-                used |= {"distill": _said(config.distill), "score": _said(config.score)}
-        else:
-            # Baselines have loops of their own, which read nothing of `train` but the device.
-            del used["train"]
-            used |= {"student": config.student, "baseline": config.baseline, "trains": method.student}
+            return used
+        used |= {"student": config.student, "plan": _said(config.plan)}
+        if method.teachers:
+            used |= {"distill": _said(config.distill), "score": _said(config.score)}
         return used
 
 
@@ -113,6 +119,15 @@ def has_pictures(work: Path, domain: str, config: RunConfig) -> bool:
 def _said(section: Any, exclude: set[str] | None = None) -> dict[str, Any]:
     # What has its default goes without saying, so that a new key with a default changes no name.
     values: dict[str, Any] = section.model_dump(mode="json", by_alias=True, exclude_defaults=True, exclude=exclude)
+    return values
+
+
+def _trained_with(method: Method, train: TrainConfig) -> dict[str, Any]:
+    """As `_said`, and what was said to be the default of all models where the method's own has another."""
+    values = _said(train, set(train.NO_IDENTITY))
+    model: Any = TEACHERS.get(method.model) if method.kind == "teacher" else model_class(method.model)
+    for name in sorted(train.model_fields_set & set(getattr(model, "TRAIN_DEFAULTS", {})) - set(values)):
+        values[name] = train.model_dump(mode="json")[name]
     return values
 
 
@@ -174,11 +189,18 @@ def check_keys(config: RunConfig, teachers: Sequence[str]) -> None:
     every = TEACHERS.names()
     shared = [method for method in ablations(every) if len(method.teachers) == len(every)]
     methods = (*table3_methods(every), *universal(every), *shared, *ablations(teachers))
-    known = {*every, *STUDENTS.names(), *BASELINES, *(method.name for method in methods)}
+    known: dict[str, str] = {method.name: method.kind for method in methods}
+    for kind, models in (("teacher", every), ("student", STUDENTS.names()), ("baseline", BASELINES)):
+        known |= dict.fromkeys(models, kind)
     for name, overrides in config.methods.items():
         if name not in known:
             raise ConfigError(f"methods: no method {name!r}.{did_you_mean(name, known)}")
-        _nested(overrides, f"methods.{name}")
+        where, sections = f"methods.{name}", SECTIONS[known[name]]
+        nested = _nested(overrides, where)
+        for section in nested:
+            if section not in sections:
+                raise ConfigError(f"{where}: a {known[name]} has nothing of {section!r}, but {', '.join(sections)}.")
+        parse(TrainConfig, nested.get(PRETRAIN, {}), f"{where}: {PRETRAIN}")
 
 
 def _config_class(method: Method, section: str) -> Any:

@@ -54,9 +54,10 @@ class Step:
         action: `prepare`, `encode`, `pretrain`, `fine-tune`, `plan`, `score` or `train`.
         model: what is trained or scores, a distilled student apart from its base model; the feature that is encoded;
             empty where there is none.
-        domain: where.
+        domain: where; the source domains of pre-training with commas between them.
         state: whether it is done.
         run: do it; what is done already is found and kept.
+        epochs: of training that does not stop early.
     """
 
     key: str
@@ -66,6 +67,7 @@ class Step:
     domain: str
     state: Callable[[], State]
     run: Callable[[], object]
+    epochs: int | None = None
 
 
 @dataclass(frozen=True)
@@ -126,7 +128,8 @@ class Costs:
 
     def carry_out(self, step: Step) -> None:
         """Run the step and add the time it took; of one that is done only its being there is checked."""
-        if step.state() == "done":
+        state = step.state()
+        if state == "done":
             step.run()
             return
         began = time.perf_counter()
@@ -135,8 +138,9 @@ class Costs:
             step.run()
             finished = True
         finally:
-            before = self.of(step.key)
-            seconds = time.perf_counter() - began + (before.seconds if before else 0.0)
+            # What was discarded since is not part of it.
+            before = self.of(step.key) if state == "begun" else None
+            seconds = time.perf_counter() - began + (before.seconds if before and not before.finished else 0.0)
             cost = Cost(step.key, step.action, step.model, step.domain, round(seconds, 3), finished)
             write_json(self._path(step.key), asdict(cost))
 
@@ -193,13 +197,19 @@ class Estimates:
         here = [c.seconds for c in alike if c.domain == step.domain]
         if here:
             return sum(here) / len(here), "measured"
-        n = self.instances(step.domain)
+        n = self._size(step.domain)
         if n is None:
             return None, "unknown"
-        rates = [c.seconds / size for c in alike if (size := self.instances(c.domain))]
+        rates = [c.seconds / size for c in alike if (size := self._size(c.domain))]
         if rates:
             return n * sum(rates) / len(rates), "scaled"
         return self._assumed(step, n), "assumed"
+
+    def _size(self, domains: str) -> int | None:
+        """Training instances of one domain or of several together; None where one is not known yet."""
+        sizes = [self.instances(name) for name in domains.split(",")]
+        known = [size for size in sizes if size is not None]
+        return sum(known) if len(known) == len(sizes) else None
 
     def _assumed(self, step: Step, n: int) -> float:
         """Seconds of a step over n instances, of which nothing like it was measured here."""
@@ -209,7 +219,7 @@ class Estimates:
             return EXAMPLE_SECONDS[kind] * n / EXAMPLE_INSTANCES
         if trains or step.action == "pretrain":
             rate, epochs = ASSUMED.get(step.model.split(WITH_TEACHERS)[0], ASSUMED_OTHERWISE)
-            return n * epochs / rate
+            return n * (step.epochs or epochs) / rate
         return n / ASSUMED_RATE
 
 

@@ -6,7 +6,7 @@ settings, so that experiments share whatever is the same in both.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -53,8 +53,8 @@ class Study:
         teachers: registered teachers that are distilled.
         usual_teachers: those that would be, had nobody named any.
         sources: domains that teachers are pre-trained on before they are fine-tuned; none: from scratch.
-        left_out: models that cannot be run here.
-        notes: why, for people.
+        left_out: models that cannot be run here, and why, for people.
+        notes: what else they should know.
         progress: told of long work within a step.
         say: told of each step before it begins.
     """
@@ -68,7 +68,7 @@ class Study:
     teachers: tuple[str, ...] = DEFAULT_TEACHERS
     usual_teachers: tuple[str, ...] = DEFAULT_TEACHERS
     sources: tuple[str, ...] = ()
-    left_out: tuple[str, ...] = ()
+    left_out: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     progress: Progress = silent
     say: Callable[[str], None] = field(default=lambda _: None)
@@ -76,6 +76,10 @@ class Study:
     @property
     def example(self) -> bool:
         return self.data is None
+
+    def said(self, models: Collection[str]) -> tuple[str, ...]:
+        """The notes on an experiment that would have these models."""
+        return (*(why for model, why in self.left_out.items() if model in models), *self.notes)
 
     def steps(self, methods: Sequence[Method]) -> list[Step]:
         """Every step that the methods need, each once, in the order they are taken."""
@@ -215,7 +219,7 @@ def make_study(
     usual = tuple(name for name in DEFAULT_TEACHERS if name != "unim2rec" or not blind)
     used = tuple(teachers or usual)
     check_keys(config, used)
-    notes = list(left_out.values())
+    notes = []
     unseen = [name for name in sources if not has_pictures(work, name, config)] if data is not None else []
     if unseen and "unim2rec" in used:
         notes.append(f"UniM²Rec is pre-trained on texts alone: {', '.join(unseen)} without pictures.")
@@ -229,7 +233,7 @@ def make_study(
         teachers=used,
         usual_teachers=usual,
         sources=tuple(sources),
-        left_out=tuple(left_out),
+        left_out=left_out,
         notes=tuple(notes),
         progress=progress,
         say=say,
