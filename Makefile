@@ -20,6 +20,9 @@ WORK ?= ckd-work
 # Settings chosen on a domain's validation part, where there are any.
 CONFIG ?= $(wildcard configs/$(DOMAINS).yaml)
 
+# Between quotes bash leaves a tilde as it is.
+place = "$(patsubst ~/%,$(HOME)/%,$(1))"
+
 .PHONY: setup check test smoke report bench clean
 
 setup: $(STAMP)
@@ -44,16 +47,16 @@ smoke: $(STAMP)
 
 # Statistics train nothing: of these words table2 knows only the first line.
 reproduce-%: $(STAMP)
-	$(BIN)/ckd reproduce $* --work "$(WORK)" $(if $(DATA),--data "$(DATA)") $(if $(DOMAINS),--domains $(DOMAINS)) $(if $(CONFIG),--config "$(CONFIG)") $(if $(DRY_RUN),--dry-run) \
+	$(BIN)/ckd reproduce $* --work $(call place,$(WORK)) $(if $(DATA),--data $(call place,$(DATA))) $(if $(DOMAINS),--domains $(DOMAINS)) $(if $(CONFIG),--config $(call place,$(CONFIG))) $(if $(DRY_RUN),--dry-run) \
 	  $(if $(filter-out table2,$*),--seeds $(SEEDS) $(if $(TEACHERS),--teachers $(TEACHERS)) $(if $(SOURCES),--sources $(SOURCES)) \
 	    $(if $(TEACHER_SEEDS),--teacher-seeds $(TEACHER_SEEDS)))
 
 # Everything that lies in the work folder, as one page and as Markdown and LaTeX tables.
 report: $(STAMP)
-	$(BIN)/ckd report --work "$(WORK)" --tables "$(WORK)/tables"
+	$(BIN)/ckd report --work $(call place,$(WORK)) --tables $(call place,$(WORK)/tables)
 
 bench: $(STAMP)
-	$(BIN)/python -m benchmarks.run $(if $(DATA),--data "$(DATA)")
+	$(BIN)/python -m benchmarks.run $(if $(DATA),--data $(call place,$(DATA)))
 
 clean:
 	rm -rf $(VENV)

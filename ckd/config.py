@@ -84,7 +84,7 @@ class ScoreConfig(Section):
 
     codec: str = Field("f16", description="how a batch's matrix is stored")
     temperature: float | None = Field(None, gt=0, description="tau of Eq. (2); none: the teacher's own")
-    shard_batches: int = Field(64, ge=1, description="batches in one shard")
+    shard_batches: int = Field(64, ge=1, description="batches in one shard; shards of vectors have their own size")
     encode_batch: int = Field(1024, ge=1, description="instances in one forward pass of the teacher")
 
 
@@ -156,10 +156,6 @@ class TrainConfig(Section):
 
     #: What a plan gives students, whose settings these are not.
     OF_A_PLAN: ClassVar[tuple[str, ...]] = ("batch_size", "layout")
-
-    def planned(self) -> TrainConfig:
-        """The same for a student: what its plan gives stands as unset."""
-        return self.model_copy(update={name: type(self).model_fields[name].default for name in self.OF_A_PLAN})
 
 
 class RunConfig(Section):

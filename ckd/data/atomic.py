@@ -179,17 +179,26 @@ def replacing(folder: Path, restart: bool, start: Path | None = None) -> Iterato
         if aside.exists():
             _remove(entry for entry in folder.iterdir() if entry != aside)
         else:
-            aside.mkdir()
-            _move(folder, aside)
+            _put_aside(folder, aside)
     try:
         yield
     except BaseException:
-        if aside.exists() and not any(folder.glob(WEIGHTS)):
+        if any(folder.glob(WEIGHTS)):
+            _remove([aside])
+        elif aside.exists():
             _remove(entry for entry in folder.iterdir() if entry != aside)
             _move(aside, folder)
+            aside.rmdir()
         raise
-    finally:
-        _remove([aside])
+    _remove([aside])
+
+
+def _put_aside(folder: Path, aside: Path) -> None:
+    """Move all that lies in the folder; where `aside` is there, it is whole, whoever is killed here."""
+    partial = aside.with_name(".replacing")
+    partial.mkdir(exist_ok=True)
+    _move(folder, partial)
+    partial.rename(aside)
 
 
 def _move(source: Path, target: Path) -> None:

@@ -323,13 +323,13 @@ def _read_safetensors(path: Path, asked: str | None) -> npt.NDArray[Any]:
 
 
 def _read_npy(path: Path) -> npt.NDArray[Any]:
+    with path.open("rb") as file:
+        if file.read(2) == b"PK":
+            raise DataError(f"{path}: an archive of arrays (.npz). Save the one with the vectors by itself.")
     try:
-        found = np.load(path, mmap_mode="r", allow_pickle=False)
+        found: npt.NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, OSError, EOFError) as error:
         raise DataError(f"{path}: not an array of numbers in numpy's format ({first_line(error)}).") from None
-    if not isinstance(found, np.ndarray):
-        found.close()
-        raise DataError(f"{path}: an archive of arrays (.npz). Save the one with the vectors by itself.")
     return found
 
 

@@ -25,7 +25,7 @@ from ckd.data.domain import Domain
 from ckd.errors import DataError
 from ckd.pipelines.progress import Progress, silent
 from ckd.store.claims import Claims
-from ckd.store.location import Location
+from ckd.store.location import PARTIAL, Location
 from ckd.teachers.protocol import Teacher
 
 Floats = npt.NDArray[np.float32]
@@ -199,6 +199,10 @@ def _share(location: Location, kind: str, count: int, encode: Callable[[int, int
                 np.save(buffer, encode(mine * CHUNK, min((mine + 1) * CHUNK, count)).numpy())
                 with location.create(names[mine]) as file:
                     file.write(buffer.getbuffer())
+                # What killed owners left; one that lives yet finds the file there.
+                for left in location.sizes():
+                    if left.startswith(f".{names[mine]}.") and left.endswith(PARTIAL):
+                        location.delete(left)
             claims.release(names[mine])
     return [_read(location.path(name), min(CHUNK, count - at * CHUNK)) for at, name in enumerate(names)]
 

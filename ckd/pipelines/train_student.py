@@ -113,7 +113,7 @@ def train_student(
     identity = {
         "student": student_name,
         "config": model_config.model_dump(mode="json"),
-        "train": train.planned().identity(),
+        "train": train.identity(),
         "domain": domain.fingerprint,
         "plan": plan.fingerprint,
         "seed": config.seed,

@@ -346,7 +346,7 @@ def _identity_of(job: _Job, trial: Trial) -> dict[str, Any]:
     return {
         "student": job.student,
         "config": STUDENTS.get(job.student).Config.model_validate(config.student).model_dump(mode="json"),
-        "train": _train(job, config).planned().identity(),
+        "train": _train(job, config).identity(),
         "distill": config.distill.model_dump(mode="json", by_alias=True) if job.teachers else None,
     }
 

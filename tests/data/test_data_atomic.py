@@ -264,6 +264,27 @@ def test_what_would_be_replaced_comes_back_where_no_weights_came(
     assert files(folder) == ({"rankings/rankings.json": "new", "last.safetensors": "new"} if weights else OLD)
 
 
+@pytest.mark.parametrize("after", range(4))
+def test_an_interrupted_return_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int) -> None:
+    folder, renamed = old_run(tmp_path), []
+    real = Path.rename
+
+    def interrupted(self: Path, target: Path) -> Path:
+        if len(renamed) == after:
+            raise KeyboardInterrupt
+        renamed.append(target)
+        return real(self, target)
+
+    def refuse() -> None:
+        monkeypatch.setattr(Path, "rename", interrupted)
+        raise DataError("refused")
+
+    with pytest.raises(KeyboardInterrupt if after < len(OLD) else DataError), replacing(folder, restart=True):
+        refuse()
+    monkeypatch.undo()
+    assert {Path(name).name for name in files(folder)} == {Path(name).name for name in OLD}
+
+
 @pytest.mark.parametrize("restart", [True, False])
 def test_after_a_kill_what_was_put_aside_still_comes_back(tmp_path: Path, restart: bool) -> None:
     folder = old_run(tmp_path)

@@ -437,3 +437,6 @@ def test_items_that_cannot_be_read_are_not_overlooked(
         run(tmp_path, folder)
     assert not (tmp_path / "domains" / "toy").exists()
     assert run(tmp_path, folder, items=elsewhere).read == 10
+    # What macOS puts beside a file is none.
+    whole.rename(folder / f"._{name}")
+    assert run(tmp_path / "other", folder, **({"require_text": False} if source == "parquet" else {})).read == 10

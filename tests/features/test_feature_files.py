@@ -303,14 +303,16 @@ def test_bad_ids(tmp_path: Path, content: bytes, message: str) -> None:
     check_line(error.value, message, "ids.txt")
 
 
-@pytest.mark.parametrize("name", ["npz.npy", "lists.parquet", "numbers.parquet", "ids.parquet"])
+@pytest.mark.parametrize("name", ["npz.npy", "cut.npy", "lists.parquet", "numbers.parquet", "ids.parquet"])
 def test_damaged_files_of_vectors_are_told_in_a_line(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     (tmp_path / "ids.txt").write_text("\n".join(map(str, range(5000))))
     drawn = np.random.default_rng(0).normal(size=(5000, 2))
-    if name.startswith("npz"):
+    if name.endswith(".npy"):
         with path.open("wb") as file:
             np.savez(file, drawn)
+        if name.startswith("cut"):
+            path.write_bytes(path.read_bytes()[:40_000])
     else:
         columns = {"lists": {"v": drawn}, "numbers": {"x": drawn[:, 0], "y": drawn[:, 1]}, "ids": {}}[path.stem]
         ids = {"id": drawn[:, 0].astype(str)} if name.startswith("ids") else {}
@@ -321,7 +323,7 @@ def test_damaged_files_of_vectors_are_told_in_a_line(tmp_path: Path, name: str) 
     vectors = write_npy(tmp_path)[0] if name.startswith("ids") else path
     with pytest.raises(DataError) as error:
         read_vectors(vectors, path if name.startswith("ids") else tmp_path / "ids.txt")
-    check_line(error.value, "archive" if name.startswith("npz") else "damaged", name)
+    check_line(error.value, "archive" if name.endswith(".npy") else "damaged", name)
 
 
 def test_absent_ids(tmp_path: Path) -> None:

@@ -16,7 +16,6 @@ from ckd.data.example import ExampleSize, make_example
 from ckd.nn.weights import read_weights
 from ckd.pipelines.finetune_teacher import finetune_teacher, load_teacher
 from ckd.teachers.recformer_parts import finetune as loop
-from ckd.teachers.recformer_parts.files import BEST
 
 
 class Killed(BaseException):
@@ -52,7 +51,9 @@ def test_recformer_keeps_the_lists_of_its_epochs(tiny_backbone: Any, tmp_path: P
     assert found[-1].quality == kept.metrics["valid"]["ndcg@10"]
     teacher, *_ = load_teacher(tmp_path, domain, "kept")
     assert np.array_equal(found[-1].items, ranking_lists(teacher, domain))
-    assert read_weights(kept.folder / BEST).keys() == read_weights(plain.folder / BEST).keys()
+    assert (
+        read_weights(kept.folder / "best.safetensors").keys() == read_weights(plain.folder / "best.safetensors").keys()
+    )
 
     # Killed between the lists of an epoch and its checkpoint, and between a checkpoint and what follows.
     for number, name in enumerate(("save_checkpoint", "write_log")):

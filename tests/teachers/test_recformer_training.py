@@ -28,7 +28,7 @@ from ckd.pipelines.finetune_teacher import finetune_teacher, teacher_fingerprint
 from ckd.pipelines.pretrain_teacher import pretrain_teacher
 from ckd.teachers.protocol import FinetuneResult
 from ckd.teachers.recformer import Recformer, RecformerConfig, RecformerPretrainConfig
-from ckd.teachers.recformer_parts.files import BEST, LAST, read_start, write_recformer
+from ckd.teachers.recformer_parts.files import LAST, read_start, write_recformer
 from ckd.teachers.recformer_parts.finetune import Draws, Finetuning
 from ckd.teachers.recformer_parts.losses import next_item_loss
 from ckd.teachers.recformer_parts.pretrain import Pretraining, Users
@@ -409,7 +409,34 @@ def test_pretraining_keeps_the_best_epoch(
     assert run.state.best_epoch == 2
     for name, tensor in read_weights(tmp_path / "model.safetensors").items():
         assert torch.equal(tensor, kept[1][name]), name
-    assert {path.name for path in tmp_path.iterdir()} >= {BEST, LAST, "log.csv"}
+    assert {path.name for path in tmp_path.iterdir()} >= {"best.safetensors", LAST, "log.csv"}
+
+
+def test_an_epoch_that_was_cut_off_and_turns_out_otherwise_is_not_the_best(
+    backbone: str, domains: list[Domain], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = pretraining(backbone, domains, tmp_path)
+    values = iter([0.5, 0.9])
+    monkeypatch.setattr(run, "accuracy", lambda: next(values))
+    with monkeypatch.context() as patch:
+        saved: list[Path] = []
+
+        def save(path: Path, *rest: Any) -> None:
+            if saved:
+                raise Interrupted
+            saved.append(path)
+            save_checkpoint(path, *rest)
+
+        patch.setattr("ckd.teachers.recformer_parts.pretrain.save_checkpoint", save)
+        with pytest.raises(Interrupted):
+            run.run()
+    first = read_weights(tmp_path / ".former.best.safetensors")
+    again = pretraining(backbone, domains, tmp_path)
+    monkeypatch.setattr(again, "accuracy", lambda: 0.4)
+    again.run()
+    assert (again.state.best, again.state.best_epoch) == (0.5, 1)
+    made = read_weights(tmp_path / "model.safetensors")
+    assert all(torch.equal(made[name], value) for name, value in first.items())
 
 
 def test_contrast_gradients_do_not_depend_on_the_passes(backbone: str, domains: list[Domain], tmp_path: Path) -> None:

@@ -112,8 +112,15 @@ def the_file(source: Path, suffixes: Iterable[str], what: str) -> Path:
 
 
 def files_with(folder: Path, suffixes: Iterable[str]) -> list[Path]:
-    """Files directly in `folder` whose names end with one of `suffixes`, sorted; none where it is no folder."""
+    """Files directly in `folder` whose names end with one of `suffixes`, sorted; none where it is no folder.
+
+    Hidden ones are none, such as those that macOS puts beside others.
+    """
     if not folder.is_dir():
         return []
     ends = tuple(suffixes)
-    return sorted(path for path in folder.iterdir() if path.name.endswith(ends) and path.is_file())
+    return sorted(
+        path
+        for path in folder.iterdir()
+        if path.name.endswith(ends) and not path.name.startswith(".") and path.is_file()
+    )

@@ -26,7 +26,7 @@ NAME = "recformer"
 TOKENIZER = "tokenizer.json"
 
 #: The best weights so far, and everything that a run needs to go on, below its folder.
-BEST, LAST = "best.safetensors", "last.safetensors"
+LAST = "last.safetensors"
 
 _REMEDY = "Pre-train or fine-tune the teacher again."
 

@@ -18,18 +18,19 @@ from torch.nn.utils import clip_grad_norm_
 
 from ckd.config import TrainConfig
 from ckd.data.domain import Domain
+from ckd.distill.best import Best
 from ckd.distill.checkpoint import TrainState, load_checkpoint, save_checkpoint
 from ckd.distill.trainer import TrainingDiverged
 from ckd.errors import DataError
 from ckd.evaluation.metrics import ranking_metrics
 from ckd.evaluation.ranks import rank_targets
 from ckd.nn.device import pick_device
-from ckd.nn.weights import read_weights, write_weights
+from ckd.nn.weights import read_weights
 from ckd.teachers.common.identity import continued, start_content
 from ckd.teachers.common.settings import refuse_settings
 from ckd.teachers.protocol import FinetuneResult, Keep, Report
 from ckd.teachers.recformer_parts.config import RecformerConfig
-from ckd.teachers.recformer_parts.files import BEST, LAST
+from ckd.teachers.recformer_parts.files import LAST
 from ckd.teachers.recformer_parts.losses import next_item_loss
 from ckd.teachers.recformer_parts.tokenise import Ints, newest_first
 from ckd.teachers.recformer_parts.training import linear_schedule, seed_torch, write_log
@@ -71,6 +72,7 @@ class Finetuning:
             raise DataError(f"{domain.name}: no validation target with a history to stop by.")
         self.teacher, self.domain, self.train, self.seed = teacher, domain, train, seed
         self.folder, self.report = folder, report
+        self.best = Best(folder)
         self.keep = keep or (lambda _: None)
         self.epochs = train.epochs or teacher.TRAIN_DEFAULTS["epochs"]
         batch_size = train.batch_size or teacher.TRAIN_DEFAULTS["batch_size"]
@@ -102,6 +104,7 @@ class Finetuning:
         if last.exists():
             self._make_room()
             self.state = load_checkpoint(last, self.teacher, self.optimizer, self.identity)
+            self.best.settle(self.state.best_epoch)
         while not self.state.finished:
             if self.state.sums["stage"] == 1:
                 self.teacher.set_table(None)
@@ -168,6 +171,7 @@ class Finetuning:
             state.stale = 0
             state.sums = {"stage": 2, "epochs": 0}
         save_checkpoint(self.folder / LAST, self.teacher, self.optimizer, state, self.identity)
+        self.best.settle(state.best_epoch)
         write_log(self.folder, state.rows)
 
     def _validate(self) -> float:
@@ -177,13 +181,13 @@ class Finetuning:
         state.stale += 1
         if ndcg > state.best:
             state.best, state.best_epoch, state.stale = ndcg, state.epoch, 0
-            write_weights(self.folder / BEST, self.teacher)
+            self.best.save(self.teacher, {"epoch": state.epoch, "valid_ndcg@10": ndcg}, self.identity)
         return ndcg
 
     def _restore(self) -> None:
         """Take back the best weights so far and the table they were validated with."""
         self._make_room()
-        self.teacher.load_state_dict(read_weights(self.folder / BEST))
+        self.teacher.load_state_dict(read_weights(self.best.weights))
 
     def _make_room(self) -> None:
         """A table of the right shape, for a state dict to fill."""

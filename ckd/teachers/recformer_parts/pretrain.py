@@ -21,17 +21,18 @@ from torch.utils.checkpoint import checkpoint
 from ckd.config import TrainConfig
 from ckd.data.domain import Domain
 from ckd.data.merge import merge_domains
+from ckd.distill.best import Best
 from ckd.distill.checkpoint import TrainState, load_checkpoint, save_checkpoint
 from ckd.distill.trainer import TrainingDiverged
 from ckd.errors import DataError
 from ckd.nn.device import pick_device
-from ckd.nn.weights import read_weights, write_weights
+from ckd.nn.weights import read_weights
 from ckd.teachers.common.identity import continued, start_content
 from ckd.teachers.common.settings import refuse_settings
 from ckd.teachers.protocol import Report
 from ckd.teachers.recformer import Recformer
 from ckd.teachers.recformer_parts.config import RecformerPretrainConfig
-from ckd.teachers.recformer_parts.files import BEST, LAST, load_pretraining_model, read_start, write_recformer
+from ckd.teachers.recformer_parts.files import LAST, load_pretraining_model, read_start, write_recformer
 from ckd.teachers.recformer_parts.losses import IGNORED, contrastive_loss, cosine_logits, masked_token_loss
 from ckd.teachers.recformer_parts.mask import mask_words
 from ckd.teachers.recformer_parts.tokenise import Ints, ItemTokens, TokenBatch, compose, newest_first, word_starts
@@ -128,6 +129,7 @@ class Pretraining:
         identity |= {"order": [domain.name for domain in domains], **start_content(config.start)}
         self.identity = continued(identity, folder / LAST, added=("order", "start"))
         self.state = TrainState()
+        self.best = Best(folder)
 
     def run(self) -> None:
         """Train to the last epoch or to the end of patience, and write the best epoch's model.
@@ -138,10 +140,11 @@ class Pretraining:
         last = self.folder / LAST
         if last.exists():
             self.state = load_checkpoint(last, self.model, self.optimizer, self.identity)
+            self.best.settle(self.state.best_epoch)
         while not self.state.finished:
             row = self._train_epoch()
             self._finish_epoch(row)
-        self.model.load_state_dict(read_weights(self.folder / BEST))
+        self.model.load_state_dict(read_weights(self.best.weights))
         write_recformer(self.folder, "pre-trained", self.model, self.start, self.config, {"origin": self.origin})
 
     def _train_epoch(self) -> dict[str, float]:
@@ -231,9 +234,10 @@ class Pretraining:
             state.stale += 1
             if row["accuracy"] > state.best:
                 state.best, state.best_epoch, state.stale = row["accuracy"], state.epoch, 0
-                write_weights(self.folder / BEST, self.model)
+                self.best.save(self.model, {**row, "epoch": state.epoch}, self.identity)
         state.finished = last_epoch or state.stale == self.train.patience
         save_checkpoint(self.folder / LAST, self.model, self.optimizer, state, self.identity)
+        self.best.settle(state.best_epoch)
         write_log(self.folder, state.rows)
 
     def accuracy(self) -> float:

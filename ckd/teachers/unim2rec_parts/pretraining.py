@@ -25,6 +25,7 @@ from ckd.distill.plan import build_plan
 from ckd.distill.trainer import Trainer, with_defaults
 from ckd.nn.unit import unit
 from ckd.teachers.common.identity import continued
+from ckd.teachers.common.settings import refuse_settings
 from ckd.teachers.protocol import Report
 from ckd.teachers.unim2rec import NAME, UniM2Rec
 from ckd.teachers.unim2rec_parts.config import UniM2RecPretrainConfig
@@ -107,6 +108,8 @@ def pretrain(
         ConfigError: no domain, or one given twice.
         DataError: a domain lacks a feature, sizes of a feature differ, or `folder` holds another run.
     """
+    # Its batches are of whole users, and the loss is its own.
+    refuse_settings(train, "ce", "layout", what="UniM²Rec's pre-training")
     train = with_defaults(train, UniM2Rec.PRETRAIN_DEFAULTS)
     merged = merge_domains(domains)
     features = {
