@@ -317,13 +317,18 @@ def test_a_finished_teacher_whose_files_were_taken_is_made_again_when_asked(stud
         assert (again.reused, again.fingerprint) == (False, fingerprint)
 
 
-def test_another_teacher_takes_the_place_of_one_to_be_discarded(studio: Any) -> None:
+@pytest.mark.parametrize("keep", [None, 1])
+def test_another_teacher_takes_the_place_of_one_to_be_discarded(studio: Any, keep: int | None) -> None:
     folder = studio.work / "teachers" / studio.domain.name / "unisrec-1"
     (folder / "left over").write_text("from before")
     config = studio.config.model_copy(update={"seed": 7})
-    finetune_teacher(studio.work, studio.domain.name, "unisrec", config, run="unisrec-1", restart=True)
+    made = finetune_teacher(
+        studio.work, studio.domain.name, "unisrec", config, run="unisrec-1", restart=True, keep_rankings=keep
+    )
     assert load_result(studio.work, studio.domain, "unisrec-1")["identity"]["seed"] == 7
+    assert bool(made.rankings) == bool(keep)
     assert not (folder / "left over").exists()
+    assert not list(folder.glob(".*"))
 
 
 def test_a_students_name_is_no_teachers(studio: Any) -> None:

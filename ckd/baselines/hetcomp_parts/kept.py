@@ -74,7 +74,8 @@ class RankingRecorder:
         begun = _index(self.teacher)
         if begun is None or begun.get("every") != self.every:
             how = "no ranking lists" if begun is None else f"those of every {begun.get('every')} epochs"
-            if self.teacher.exists() and any(path.name != FOLDER for path in self.teacher.iterdir()):
+            # What a restart has put aside is hidden.
+            if any(path.name != FOLDER for path in self.teacher.glob("[!.]*")):
                 raise DataError(
                     f"{self.teacher}: fine-tuning began keeping {how}, and epochs that are over cannot be ranked with "
                     "any more. "
