@@ -143,6 +143,8 @@ class TrainConfig(Section):
 
     #: Where a run is computed and how it is watched: it stays the same run with other values.
     NO_IDENTITY: ClassVar[frozenset[str]] = frozenset({"device", "tensorboard"})
+    #: What a plan gives students, whose settings these are not.
+    OF_A_PLAN: ClassVar[tuple[str, ...]] = ("batch_size", "layout")
 
     def identity(self, *without: str) -> dict[str, Any]:
         """The settings that tell one run from another, as JSON values; `without` leaves out further ones.
@@ -153,9 +155,6 @@ class TrainConfig(Section):
         left_out = {*self.NO_IDENTITY, *without, *(["ema"] if self.ema is None else [])}
         settings = self.model_dump(mode="json", exclude=left_out)
         return settings if "checkpoint_steps" in left_out else settings | {"checkpoint_steps": None}
-
-    #: What a plan gives students, whose settings these are not.
-    OF_A_PLAN: ClassVar[tuple[str, ...]] = ("batch_size", "layout")
 
 
 class RunConfig(Section):

@@ -6,15 +6,10 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-
-from ckd.errors import ConfigError, DataError
-
-#: Files without which a run's folder holds nothing that one could use.
-WEIGHTS = "*.safetensors"
 
 
 def fsync_path(path: Path) -> None:
@@ -117,101 +112,6 @@ def link_or_copy(source: str | Path, target: str | Path) -> None:
     except OSError:
         shutil.copy2(source, target)
         fsync_path(Path(target))
-
-
-@contextmanager
-def only_process(folder: Path) -> Iterator[None]:
-    """Make the folder, and keep other processes that ask for the same out of it; the lock ends with the process.
-
-    Where the operating system or the file system knows no such lock, nobody is kept out. A folder in which nothing was
-    made is gone afterwards.
-
-    Raises:
-        DataError: another process is at work there.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    if sys.platform == "win32":
-        yield
-        return
-    import fcntl
-
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise DataError(f"{folder}: another process is at work here. Wait for it, or give another --run.") from None
-        except OSError:
-            pass  # a file system without such locks
-        try:
-            yield
-        finally:
-            with suppress(OSError):
-                folder.rmdir()  # where nothing came of it: a folder that holds something stays
-    finally:
-        os.close(handle)
-
-
-def empty_folder(folder: Path) -> None:
-    """Remove all that lies in the folder; the folder itself, and a lock on it, stay."""
-    _remove(folder.iterdir())
-
-
-@contextmanager
-def replacing(folder: Path, restart: bool, start: Path | None = None) -> Iterator[None]:
-    """On a restart, what lies in the folder makes room for what the body makes; it comes back where no weights came.
-
-    So whoever is refused, or interrupts, before there is something new loses nothing. After a kill it is still aside,
-    for whoever goes on or restarts.
-
-    Args:
-        start: the weights that the body begins with.
-
-    Raises:
-        ConfigError: these lie in the folder themselves.
-    """
-    aside = folder / ".replaced"
-    if restart:
-        if start is not None and start.expanduser().resolve().is_relative_to(folder.resolve()):
-            raise ConfigError(f"teacher.start: {start} lies in {folder}, which --restart empties. Give another --run.")
-        if any(folder.glob(WEIGHTS)):
-            _remove([aside])
-        if aside.exists():
-            _remove(entry for entry in folder.iterdir() if entry != aside)
-        else:
-            _put_aside(folder, aside)
-    try:
-        yield
-    except BaseException:
-        if any(folder.glob(WEIGHTS)):
-            _remove([aside])
-        elif aside.exists():
-            _remove(entry for entry in folder.iterdir() if entry != aside)
-            _move(aside, folder)
-            aside.rmdir()
-        raise
-    _remove([aside])
-
-
-def _put_aside(folder: Path, aside: Path) -> None:
-    """Move all that lies in the folder; where `aside` is there, it is whole, whoever is killed here."""
-    partial = aside.with_name(".replacing")
-    partial.mkdir(exist_ok=True)
-    _move(folder, partial)
-    partial.rename(aside)
-
-
-def _move(source: Path, target: Path) -> None:
-    for entry in [entry for entry in source.iterdir() if entry != target]:
-        entry.rename(target / entry.name)
-
-
-def _remove(entries: Iterable[Path]) -> None:
-    for entry in list(entries):
-        if entry.is_dir() and not entry.is_symlink():
-            shutil.rmtree(entry)
-        else:
-            entry.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -12,9 +12,10 @@ import torch
 
 from ckd.baselines.hetcomp_parts.kept import RankingRecorder, drop_begun, kept_epochs, kept_every
 from ckd.config import PlanConfig, RunConfig, TrainConfig, parse
-from ckd.data.atomic import only_process, replacing, write_json
+from ckd.data.atomic import write_json
 from ckd.data.described import nearest, read_json
 from ckd.data.domain import Domain
+from ckd.data.run_folder import only_process
 from ckd.distill import live
 from ckd.distill.checkpoint import require_same_run
 from ckd.distill.events import require_tensorboard
@@ -114,7 +115,7 @@ def finetune_teacher(
     model = teacher_class.create(model_config, domain)
     _require_trainable(model, teacher_name)
     keep = RankingRecorder(model, domain, folder, keep_rankings) if keep_rankings is not None else None
-    with only_process(folder), replacing(folder, restart):
+    with only_process(folder, restart):
         if keep is None:
             drop_begun(folder)
         else:

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from ckd.config import RunConfig, parse
-from ckd.data.atomic import only_process, replacing, write_json
+from ckd.data.atomic import write_json
 from ckd.data.described import read_json
 from ckd.data.domain import Domain
+from ckd.data.run_folder import only_process
 from ckd.distill.trainer import with_defaults
 from ckd.errors import ConfigError, DataError
 from ckd.pipelines.finetune_teacher import RESTART, RESULT, teacher_fingerprint
@@ -62,9 +63,9 @@ def pretrain_teacher(
     if not domain_names:
         raise ConfigError("pre-training needs at least one domain: --domains NAME,NAME.")
     domains = [Domain.load(domain_folder(work, name)) for name in domain_names]
-    config_class = getattr(teacher_class, "PretrainConfig", None) or getattr(teacher_class, "Config")  # noqa: B009
-    model_config = parse(config_class, config.teacher, "teacher")
+    model_config = parse(pretraining_class(teacher_name), config.teacher, "teacher")
     train = with_defaults(config.train, getattr(teacher_class, "PRETRAIN_DEFAULTS", {}))
+    start: Path | None = getattr(model_config, "start", None)
     identity = {
         "teacher": teacher_name,
         "config": model_config.model_dump(mode="json"),
@@ -73,16 +74,24 @@ def pretrain_teacher(
         "order": [domain.name for domain in domains],
         "features": {domain.name: named_features(domain, model_config.model_dump()) for domain in domains},
         "seed": config.seed,
-        **start_content(getattr(model_config, "start", None)),
+        **start_content(start),
     }
     folder = pretrained_folder(work, run or teacher_name)
     if (folder / RESULT).exists() and not restart:
         _check_same(folder, identity)
         return Pretrained(folder, teacher_fingerprint(folder), reused=True)
-    with only_process(folder), replacing(folder, restart, getattr(model_config, "start", None)):
+    if restart and start is not None and start.expanduser().resolve().is_relative_to(folder.resolve()):
+        raise ConfigError(f"teacher.start: {start} lies in {folder}, which --restart empties. Give another --run.")
+    with only_process(folder, restart):
         teacher_class.pretrain(domains, model_config, train, config.seed, folder, progress)
         write_json(folder / RESULT, {"identity": identity, "versions": versions()})
         return Pretrained(folder, teacher_fingerprint(folder), reused=False)
+
+
+def pretraining_class(teacher_name: str) -> Any:
+    """What a teacher's pre-training is validated with."""
+    found = TEACHERS.get(teacher_name)
+    return getattr(found, "PretrainConfig", None) or found.Config
 
 
 def _check_same(folder: Path, identity: dict[str, Any]) -> None:

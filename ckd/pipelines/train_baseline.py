@@ -17,8 +17,9 @@ from ckd.baselines.hetcomp_parts.rankings import RankingLists
 from ckd.baselines.recguru import RecGURU, RecGURUConfig
 from ckd.baselines.recguru_parts.training import Lengths, RecGURUTrainer
 from ckd.config import RunConfig, parse
-from ckd.data.atomic import empty_folder, only_process, write_json
+from ckd.data.atomic import write_json
 from ckd.data.domain import Domain
+from ckd.data.run_folder import only_process
 from ckd.distill.trainer import Trained
 from ckd.errors import ConfigError, DataError, did_you_mean
 from ckd.nn.recommender import Recommender
@@ -139,9 +140,7 @@ def _train(job: _Job, domain: Domain, seed: int, folder: Path, restart: bool, on
         "parameters": sum(p.numel() for p in model.parameters()),
         "versions": versions(),
     }
-    with only_process(folder):
-        if restart:
-            empty_folder(folder)
+    with only_process(folder, restart):
         write_json(folder / STUDENT_FILE, described)
         return TrainedBaseline(folder, trainer.fit(), reused=False)
 

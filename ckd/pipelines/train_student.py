@@ -12,9 +12,10 @@ import torch
 
 from ckd.baselines import model_class
 from ckd.config import RunConfig, TrainConfig, parse
-from ckd.data.atomic import empty_folder, only_process, write_json
+from ckd.data.atomic import write_json
 from ckd.data.described import nearest, read_json
 from ckd.data.domain import Domain
+from ckd.data.run_folder import only_process
 from ckd.distill.checkpoint import require_same_run
 from ckd.distill.events import require_tensorboard
 from ckd.distill.parallel import ALONE, Parallel
@@ -143,10 +144,8 @@ def train_student(
         "processes": parallel.size,
         "versions": versions(),
     }
-    with only_process(folder) if parallel.first else nullcontext():
+    with only_process(folder, restart) if parallel.first else nullcontext():
         if parallel.first:
-            if restart:
-                empty_folder(folder)
             write_json(folder / STUDENT_FILE, described)
         parallel.gather(None)  # nobody looks for a checkpoint before a run to be discarded is gone
         trainer = Trainer(

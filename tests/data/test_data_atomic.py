@@ -12,8 +12,7 @@ from typing import Any
 
 import pytest
 
-from ckd.data.atomic import empty_folder, only_process, replace_file, replace_folder, replacing, write_json
-from ckd.errors import DataError
+from ckd.data.atomic import replace_file, replace_folder, write_json
 
 
 def entries(folder: Path) -> list[str]:
@@ -176,156 +175,12 @@ def test_json_is_sorted_and_ends_with_a_line_feed(tmp_path: Path) -> None:
     assert text.endswith("}\n")
 
 
-HOLDS = """
-import sys, time
-from pathlib import Path
-from ckd.data.atomic import only_process
-with only_process(Path(sys.argv[1])):
-    print("held", flush=True)
-    time.sleep(60)
-"""
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="no such lock there")
-def test_a_second_process_is_kept_out_until_the_first_has_ended(tmp_path: Path) -> None:
-    folder = tmp_path / "runs" / "one"
-    with subprocess.Popen([sys.executable, "-c", HOLDS, str(folder)], stdout=subprocess.PIPE, text=True) as first:
-        try:
-            assert first.stdout is not None
-            assert first.stdout.readline() == "held\n"
-            with pytest.raises(DataError, match=r"one: another process is at work here\. Wait"), only_process(folder):
-                pytest.fail("two are in")
-            with only_process(folder.with_name("two")):
-                pass
-        finally:
-            first.kill()
-    # Killed, it has left nothing that would keep anybody out.
-    with only_process(folder):
-        (folder / "file").write_text("new")
-    assert entries(folder) == ["file"]
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="no such lock there")
-def test_emptying_a_folder_keeps_its_lock(tmp_path: Path) -> None:
-    (tmp_path / "run" / "deep").mkdir(parents=True)
-    (tmp_path / "run" / "deep" / "file").write_text("old")
-    (tmp_path / "elsewhere").mkdir()
-    (tmp_path / "elsewhere" / "kept").write_text("kept")
-    (tmp_path / "run" / "link").symlink_to(tmp_path / "elsewhere")
-    with only_process(tmp_path / "run"):
-        empty_folder(tmp_path / "run")
-        assert entries(tmp_path / "run") == []
-        with pytest.raises(DataError, match="another process"), only_process(tmp_path / "run"):
-            pytest.fail("two are in")
-    assert entries(tmp_path / "elsewhere") == ["kept"]
-
-
-def files(folder: Path) -> dict[str, str]:
-    return {str(path.relative_to(folder)): path.read_text() for path in folder.rglob("*") if path.is_file()}
-
-
-OLD = {"model.safetensors": "old", "result.json": "old", "rankings/0.parquet": "old"}
-
-
-def old_run(tmp_path: Path) -> Path:
-    folder = tmp_path / "run"
-    (folder / "rankings").mkdir(parents=True)
-    for name, text in OLD.items():
-        (folder / name).write_text(text)
-    return folder
-
-
-def test_what_is_replaced_is_gone_once_there_is_something_new(tmp_path: Path) -> None:
-    folder = old_run(tmp_path)
-    with replacing(folder, restart=True):
-        assert files(folder).keys() == {f".replaced/{name}" for name in OLD}
-        (folder / "model.safetensors").write_text("new")
-    assert files(folder) == {"model.safetensors": "new"}
-    with replacing(folder, restart=False):
-        assert files(folder) == {"model.safetensors": "new"}
-
-
-@pytest.mark.parametrize("error", [DataError("refused"), KeyboardInterrupt()])
-@pytest.mark.parametrize("weights", [False, True])
-def test_what_would_be_replaced_comes_back_where_no_weights_came(
-    tmp_path: Path, error: BaseException, weights: bool
-) -> None:
-    folder = old_run(tmp_path)
-
-    def make() -> None:
-        (folder / "rankings").mkdir()
-        (folder / "rankings" / "rankings.json").write_text("new")
-        if weights:
-            (folder / "last.safetensors").write_text("new")
-        raise error
-
-    with pytest.raises(type(error)), replacing(folder, restart=True):
-        make()
-    assert files(folder) == ({"rankings/rankings.json": "new", "last.safetensors": "new"} if weights else OLD)
-
-
-@pytest.mark.parametrize("after", range(4))
-def test_an_interrupted_return_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int) -> None:
-    folder, renamed = old_run(tmp_path), []
-    real = Path.rename
-
-    def interrupted(self: Path, target: Path) -> Path:
-        if len(renamed) == after:
-            raise KeyboardInterrupt
-        renamed.append(target)
-        return real(self, target)
-
-    def refuse() -> None:
-        monkeypatch.setattr(Path, "rename", interrupted)
-        raise DataError("refused")
-
-    with pytest.raises(KeyboardInterrupt if after < len(OLD) else DataError), replacing(folder, restart=True):
-        refuse()
-    monkeypatch.undo()
-    assert {Path(name).name for name in files(folder)} == {Path(name).name for name in OLD}
-
-
-@pytest.mark.parametrize("restart", [True, False])
-def test_after_a_kill_what_was_put_aside_still_comes_back(tmp_path: Path, restart: bool) -> None:
-    folder = old_run(tmp_path)
-    killed = replacing(folder, restart=True)
-    killed.__enter__()
-    (folder / "log.csv").write_text("new")
-    with pytest.raises(DataError), replacing(folder, restart):
-        raise DataError("refused")
-    assert files(folder) == OLD
-    killed = replacing(folder, restart=True)
-    killed.__enter__()
-    (folder / "last.safetensors").write_text("new")
-    with replacing(folder, restart=False):
-        (folder / "model.safetensors").write_text("new")
-    assert files(folder) == {"last.safetensors": "new", "model.safetensors": "new"}
-
-
 def test_a_folder_without_a_name_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     with replace_folder(Path()) as partial:
         (partial / "a").write_text("new")
     assert (tmp_path / "here" / "a").read_text() == "new"
-
-
-def test_a_folder_in_which_nothing_was_made_is_gone(tmp_path: Path) -> None:
-    with only_process(tmp_path / "run"):
-        pass
-    assert entries(tmp_path) == []
-    with only_process(tmp_path / "run"):
-        (tmp_path / "run" / "file").touch()
-    with only_process(tmp_path / "run"):
-        pass
-    assert entries(tmp_path / "run") == ["file"]
-
-
-def test_whoever_is_kept_out_leaves_the_folder(tmp_path: Path) -> None:
-    with only_process(tmp_path / "run"):
-        with pytest.raises(DataError, match="another process"), only_process(tmp_path / "run"):
-            pytest.fail("two are at work")
-        assert entries(tmp_path) == ["run"]
 
 
 @pytest.mark.parametrize("replace", [replace_file, replace_folder])

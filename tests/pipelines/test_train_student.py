@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 from ckd.config import RunConfig
-from ckd.data.atomic import only_process
+from ckd.data.run_folder import only_process
 from ckd.distill.masks import in_batch_mask
 from ckd.errors import CkdError, ConfigError, DataError
 from ckd.pipelines.finetune_teacher import load_result, teacher_fingerprint

@@ -9,7 +9,7 @@ from typing import Any
 
 from ckd.baselines import BASELINES
 from ckd.pipelines.reproduce.compare import seconds_of
-from ckd.pipelines.reproduce.experiments import EXPERIMENTS, Options
+from ckd.pipelines.reproduce.experiments import EXPERIMENTS, WHOLE, Options
 from ckd.pipelines.reproduce.made import Made, mark, settings_said
 from ckd.pipelines.reproduce.methods import Method
 from ckd.pipelines.reproduce.result import Experiment
@@ -48,7 +48,7 @@ class DryRun:
         return {**asdict(self), "seconds": self.seconds}
 
 
-def dry_run(name: str, study: Study, options: Options = Options()) -> DryRun:  # noqa: B008
+def dry_run(name: str, study: Study, options: Options = WHOLE) -> DryRun:
     """The steps of an experiment with their states and an estimate of their time; nothing is made.
 
     Raises:
@@ -58,7 +58,7 @@ def dry_run(name: str, study: Study, options: Options = Options()) -> DryRun:  #
     return DryRun(name, tuple(study.dry_run(methods)), _notes(name, study) if methods else (), study.example)
 
 
-def reproduce(name: str, study: Study, options: Options = Options(), command: str = "") -> Experiment:  # noqa: B008
+def reproduce(name: str, study: Study, options: Options = WHOLE, command: str = "") -> Experiment:
     """Run an experiment, write `work/experiments/<name>[-<restricted to>]-<domains>[-<mark>].json`, and return it.
 
     Whatever is done is kept: an interrupted experiment goes on, and experiments share their runs. What is made

@@ -21,14 +21,13 @@ from ckd.pipelines.finetune_teacher import RESULT, finetune_teacher
 from ckd.pipelines.plan import described, make_plan, plan_ids
 from ckd.pipelines.prepare import prepare
 from ckd.pipelines.prepared_from import require_prepared_from
-from ckd.pipelines.pretrain_teacher import pretrain_teacher
+from ckd.pipelines.pretrain_teacher import pretrain_teacher, pretraining_class
 from ckd.pipelines.reproduce.made import short_hash
 from ckd.pipelines.reproduce.methods import Method, teacher
 from ckd.pipelines.reproduce.settings import (
     Settings,
     encodings,
     has_pictures,
-    pretraining_class,
     pretraining_keys,
     resolve,
 )

@@ -51,6 +51,10 @@ class Options:
     what: tuple[str, ...] | None = None
 
 
+#: No restriction.
+WHOLE = Options()
+
+
 @dataclass(frozen=True)
 class Shown:
     """What an experiment shows."""

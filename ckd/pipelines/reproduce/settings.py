@@ -13,6 +13,7 @@ from ckd.baselines.recguru import RecGURUConfig
 from ckd.config import RunConfig, TrainConfig, parse
 from ckd.data.features import DROPPED_TEXT, IMAGE, TEXT
 from ckd.errors import ConfigError, did_you_mean
+from ckd.pipelines.pretrain_teacher import pretraining_class
 from ckd.pipelines.reproduce.example_sizes import (
     EXAMPLE_METHODS,
     EXAMPLE_STUDENT,
@@ -75,12 +76,6 @@ class Settings:
         if method.teachers:
             used |= {"distill": _said(config.distill), "score": _said(config.score)}
         return used
-
-
-def pretraining_class(model: str) -> Any:
-    """What a teacher's pre-training is validated with."""
-    found = TEACHERS.get(model)
-    return getattr(found, "PretrainConfig", None) or found.Config
 
 
 def pretraining_keys(model: str, values: Mapping[str, Any]) -> dict[str, Any]:
