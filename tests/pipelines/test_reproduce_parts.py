@@ -1,24 +1,17 @@
-"""The parts of `ckd reproduce` that train nothing: results, the paper's figures, settings, estimates, quintiles."""
+"""The parts of `ckd reproduce` that train nothing: results, the paper's figures, settings, names."""
 
 from __future__ import annotations
 
-import json
 import re
-from dataclasses import asdict, replace
-from itertools import pairwise
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from ckd.config import RunConfig, TrainConfig
-from ckd.data.atomic import write_json
 from ckd.errors import ConfigError, DataError
 from ckd.pipelines.reproduce import dry_run, paper
-from ckd.pipelines.reproduce.cold_start import quintiles
 from ckd.pipelines.reproduce.made import Made, mark, settings_said
 from ckd.pipelines.reproduce.methods import (
     BASE_METHOD,
@@ -45,7 +38,6 @@ from ckd.pipelines.reproduce.result import (
     show_cell,
 )
 from ckd.pipelines.reproduce.settings import check_keys, resolve
-from ckd.pipelines.reproduce.steps import Costs, Estimates, Step, finished_in
 from ckd.pipelines.reproduce.study import make_study
 from ckd.pipelines.reproduce.sweeps import FIGURE_5, OPEN_QUESTIONS, choose_sweeps
 
@@ -374,138 +366,3 @@ def test_what_cannot_be_run_is_left_out_and_said(tmp_path: Path) -> None:
     assert (whole.teachers, whole.left_out, whole.notes) == (THREE, {}, ())
     # Whoever names a teacher gets it, or its own error.
     assert make_study(tmp_path, data, ["other"], 1, RunConfig(), teachers=["unim2rec"]).teachers == ("unim2rec",)
-
-
-# --- steps and estimates ---------------------------------------------------------------------------------------------
-
-
-def a_step(key: str, model: str = "sasrec", domain: str = "d", state: str = "to do", run: Any = lambda: None) -> Step:
-    return Step(key, f"train {key}", "train", model, domain, lambda: state, run)  # type: ignore[arg-type,return-value]
-
-
-def test_estimates_say_where_they_come_from(tmp_path: Path) -> None:
-    costs = Costs(tmp_path)
-    folder = tmp_path / "experiments" / "costs"
-    folder.mkdir(parents=True)
-    for key, domain, seconds in (("a", "d", 10.0), ("b", "d", 20.0), ("c", "e", 100.0)):
-        cost = {
-            "key": key,
-            "action": "train",
-            "model": "sasrec",
-            "domain": domain,
-            "seconds": seconds,
-            "finished": True,
-        }
-        (folder / f"{key}.json").write_text(json.dumps(cost))
-    (folder / "half.json").write_text("{")
-    distilled = {"action": "train", "model": "sasrec-ckd", "domain": "d", "finished": True}
-    (folder / "k.json").write_text(json.dumps({"key": "k", "seconds": 70.0, **distilled}))
-    sizes = {"d": 1_000, "e": 1_000, "f": 3_000}
-    estimates = Estimates(costs, sizes.get)
-    steps = [
-        a_step("new"),
-        a_step("a", state="begun"),
-        a_step("done", state="done"),
-        a_step("far", domain="f"),
-        a_step("other", model="fm", domain="f"),
-        a_step("nowhere", model="fm", domain="g"),
-        a_step("distilled", model="sasrec-ckd"),
-        a_step("another", model="fm-ckd", domain="f"),
-    ]
-    found = {step.what.removeprefix("train "): step for step in estimates.of(steps)}
-    assert (found["new"].seconds, found["new"].source) == (15.0, "measured")
-    assert (found["a"].seconds, found["a"].state) == (5.0, "begun")
-    assert (found["done"].seconds, found["done"].state) == (0.0, "done")
-    assert (found["far"].seconds, found["far"].source) == (pytest.approx(130.0), "scaled")
-    assert found["other"].source == "assumed"
-    assert found["other"].seconds is not None
-    assert (found["nowhere"].seconds, found["nowhere"].source) == (None, "unknown")
-    assert (found["distilled"].seconds, found["distilled"].source) == (70.0, "measured")
-    assert (found["another"].seconds, found["another"].source) == (found["other"].seconds, "assumed")
-
-
-def test_pretraining_takes_as_long_as_all_its_domains_for_all_its_epochs(tmp_path: Path) -> None:
-    def seconds(domains: str, epochs: int) -> Any:
-        step = Step("p", "pre-train", "pretrain", "unisrec", domains, lambda: "to do", lambda: None, epochs)
-        return Estimates(Costs(tmp_path), {"d": 1_000, "e": 500}.get).of([step])[0].seconds
-
-    assert seconds("d,e", 20) == pytest.approx(1.5 * seconds("d", 20)) == pytest.approx(2 * seconds("d,e", 10))
-    assert seconds("d,unknown", 20) is None
-    step = a_step("both", domain="d,e")
-    Costs(tmp_path).carry_out(step)
-    found = [Estimates(Costs(tmp_path), lambda _: 9).of([a_step("x", domain=d)])[0].source for d in ("d,e", "d")]
-    assert found == ["measured", "scaled"]
-
-
-def test_estimates_of_the_example_are_of_the_sizes_it_is_cut_to(tmp_path: Path) -> None:
-    steps = [a_step("base"), a_step("large", model="recguru"), a_step("own", model="no-such-model")]
-    real, cut, half = (
-        [step.seconds or 0.0 for step in Estimates(Costs(tmp_path), {"d": size}.get, example).of(steps)]
-        for size, example in ((10_000, False), (10_000, True), (5_000, True))
-    )
-    assert real[1] > 1_000 > 60 > cut[1]
-    assert cut[0] < real[0]
-    assert cut[2] == real[2]
-    assert half == [pytest.approx(seconds / 2) for seconds in cut]
-
-
-def test_time_of_several_sessions_adds_up(tmp_path: Path) -> None:
-    costs = Costs(tmp_path)
-
-    def fail() -> None:
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        costs.carry_out(a_step("students/d/r", run=fail))
-    first = costs.of("students/d/r")
-    assert first is not None
-    assert not first.finished
-    assert costs.all() == []
-    costs.carry_out(a_step("students/d/r", state="begun"))
-    (second,) = costs.all()
-    assert second.finished
-    assert second.seconds >= first.seconds
-    ran: list[int] = []
-    costs.carry_out(a_step("students/d/r", state="done", run=lambda: ran.append(1)))
-    assert (ran, costs.all()) == ([1], [second])
-    # A run that was finished and discarded is no session of the one that takes its place.
-    write_json(tmp_path / "experiments" / "costs" / "students__d__r.json", {**asdict(second), "seconds": 1000.0})
-    costs.carry_out(a_step("students/d/r"))
-    assert costs.all()[0].seconds < 100
-
-
-def test_states_of_a_run(tmp_path: Path) -> None:
-    state = finished_in(tmp_path / "r", "last.json", "finished")
-    assert state() == "to do"
-    (tmp_path / "r").mkdir()
-    assert state() == "begun"
-    for text, expected in (("{", "begun"), ('{"finished": false}', "begun"), ('{"finished": true}', "done")):
-        (tmp_path / "r" / "last.json").write_text(text)
-        assert state() == expected
-
-
-# --- quintiles -------------------------------------------------------------------------------------------------------
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.lists(st.integers(0, 30), min_size=1, max_size=80))
-def test_quintiles_part_the_rows_and_never_equal_values(values: list[int]) -> None:
-    array = np.array(values, dtype=np.int64)
-    strata = quintiles(array)
-    rows = np.concatenate([stratum.rows for stratum in strata])
-    assert sorted(rows.tolist()) == list(range(len(values)))
-    for before, after in pairwise(strata):
-        assert before.high < after.low
-        assert before.number < after.number
-    assert all(1 <= stratum.number <= 5 for stratum in strata)
-
-
-def test_quintiles_of_distinct_values_are_equal_in_size() -> None:
-    assert [len(stratum.rows) for stratum in quintiles(np.arange(50))] == [10] * 5
-    assert [(s.low, s.high) for s in quintiles(np.arange(10))] == [(0, 1), (2, 3), (4, 5), (6, 7), (8, 9)]
-
-
-def test_quintiles_of_another_population() -> None:
-    items = np.array([0, 0, 1, 2, 3, 5, 8, 13, 21, 34])
-    strata = quintiles(np.array([34, 0, 34, 8, 2]), items)
-    assert [(s.number, s.rows.tolist()) for s in strata] == [(1, [1]), (2, [4]), (4, [3]), (5, [0, 2])]

@@ -1,0 +1,118 @@
+"""What `ckd reproduce` says of steps that are still to be done: their state, and how long they will take."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ckd.data.atomic import write_json
+from ckd.pipelines.reproduce.steps import Costs, Estimates, Step, finished_in
+
+
+def a_step(key: str, model: str = "sasrec", domain: str = "d", state: str = "to do", run: Any = lambda: None) -> Step:
+    return Step(key, f"train {key}", "train", model, domain, lambda: state, run)  # type: ignore[arg-type,return-value]
+
+
+def test_estimates_say_where_they_come_from(tmp_path: Path) -> None:
+    costs = Costs(tmp_path)
+    folder = tmp_path / "experiments" / "costs"
+    folder.mkdir(parents=True)
+    for key, domain, seconds in (("a", "d", 10.0), ("b", "d", 20.0), ("c", "e", 100.0)):
+        cost = {
+            "key": key,
+            "action": "train",
+            "model": "sasrec",
+            "domain": domain,
+            "seconds": seconds,
+            "finished": True,
+        }
+        (folder / f"{key}.json").write_text(json.dumps(cost))
+    (folder / "half.json").write_text("{")
+    distilled = {"action": "train", "model": "sasrec-ckd", "domain": "d", "finished": True}
+    (folder / "k.json").write_text(json.dumps({"key": "k", "seconds": 70.0, **distilled}))
+    sizes = {"d": 1_000, "e": 1_000, "f": 3_000}
+    estimates = Estimates(costs, sizes.get)
+    steps = [
+        a_step("new"),
+        a_step("a", state="begun"),
+        a_step("done", state="done"),
+        a_step("far", domain="f"),
+        a_step("other", model="fm", domain="f"),
+        a_step("nowhere", model="fm", domain="g"),
+        a_step("distilled", model="sasrec-ckd"),
+        a_step("another", model="fm-ckd", domain="f"),
+    ]
+    found = {step.what.removeprefix("train "): step for step in estimates.of(steps)}
+    assert (found["new"].seconds, found["new"].source) == (15.0, "measured")
+    assert (found["a"].seconds, found["a"].state) == (5.0, "begun")
+    assert (found["done"].seconds, found["done"].state) == (0.0, "done")
+    assert (found["far"].seconds, found["far"].source) == (pytest.approx(130.0), "scaled")
+    assert found["other"].source == "assumed"
+    assert found["other"].seconds is not None
+    assert (found["nowhere"].seconds, found["nowhere"].source) == (None, "unknown")
+    assert (found["distilled"].seconds, found["distilled"].source) == (70.0, "measured")
+    assert (found["another"].seconds, found["another"].source) == (found["other"].seconds, "assumed")
+
+
+def test_pretraining_takes_as_long_as_all_its_domains_for_all_its_epochs(tmp_path: Path) -> None:
+    def seconds(domains: str, epochs: int) -> Any:
+        step = Step("p", "pre-train", "pretrain", "unisrec", domains, lambda: "to do", lambda: None, epochs)
+        return Estimates(Costs(tmp_path), {"d": 1_000, "e": 500}.get).of([step])[0].seconds
+
+    assert seconds("d,e", 20) == pytest.approx(1.5 * seconds("d", 20)) == pytest.approx(2 * seconds("d,e", 10))
+    assert seconds("d,unknown", 20) is None
+    step = a_step("both", domain="d,e")
+    Costs(tmp_path).carry_out(step)
+    found = [Estimates(Costs(tmp_path), lambda _: 9).of([a_step("x", domain=d)])[0].source for d in ("d,e", "d")]
+    assert found == ["measured", "scaled"]
+
+
+def test_estimates_of_the_example_are_of_the_sizes_it_is_cut_to(tmp_path: Path) -> None:
+    steps = [a_step("base"), a_step("large", model="recguru"), a_step("own", model="no-such-model")]
+    real, cut, half = (
+        [step.seconds or 0.0 for step in Estimates(Costs(tmp_path), {"d": size}.get, example).of(steps)]
+        for size, example in ((10_000, False), (10_000, True), (5_000, True))
+    )
+    assert real[1] > 1_000 > 60 > cut[1]
+    assert cut[0] < real[0]
+    assert cut[2] == real[2]
+    assert half == [pytest.approx(seconds / 2) for seconds in cut]
+
+
+def test_time_of_several_sessions_adds_up(tmp_path: Path) -> None:
+    costs = Costs(tmp_path)
+
+    def fail() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        costs.carry_out(a_step("students/d/r", run=fail))
+    first = costs.of("students/d/r")
+    assert first is not None
+    assert not first.finished
+    assert costs.all() == []
+    costs.carry_out(a_step("students/d/r", state="begun"))
+    (second,) = costs.all()
+    assert second.finished
+    assert second.seconds >= first.seconds
+    ran: list[int] = []
+    costs.carry_out(a_step("students/d/r", state="done", run=lambda: ran.append(1)))
+    assert (ran, costs.all()) == ([1], [second])
+    # A run that was finished and discarded is no session of the one that takes its place.
+    write_json(tmp_path / "experiments" / "costs" / "students__d__r.json", {**asdict(second), "seconds": 1000.0})
+    costs.carry_out(a_step("students/d/r"))
+    assert costs.all()[0].seconds < 100
+
+
+def test_states_of_a_run(tmp_path: Path) -> None:
+    state = finished_in(tmp_path / "r", "last.json", "finished")
+    assert state() == "to do"
+    (tmp_path / "r").mkdir()
+    assert state() == "begun"
+    for text, expected in (("{", "begun"), ('{"finished": false}', "begun"), ('{"finished": true}', "done")):
+        (tmp_path / "r" / "last.json").write_text(text)
+        assert state() == expected
