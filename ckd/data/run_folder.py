@@ -13,6 +13,8 @@ from ckd.errors import DataError
 
 #: Files without which a run's folder holds nothing that one could use.
 WEIGHTS = "*.safetensors"
+#: Holds what is on its way aside or back.
+MOVING = ".replacing"
 
 
 @contextmanager
@@ -60,6 +62,7 @@ def _locked(folder: Path) -> Iterator[None]:
 @contextmanager
 def _replacing(folder: Path, restart: bool) -> Iterator[None]:
     aside = folder / ".replaced"
+    _take_back(folder)
     if restart:
         if any(folder.glob(WEIGHTS)):
             _remove([aside])
@@ -74,18 +77,26 @@ def _replacing(folder: Path, restart: bool) -> Iterator[None]:
             _remove([aside])
         elif aside.exists():
             _remove(entry for entry in folder.iterdir() if entry != aside)
-            _move(aside, folder)
-            aside.rmdir()
+            aside.rename(folder / MOVING)
+            _take_back(folder)
         raise
     _remove([aside])
 
 
 def _put_aside(folder: Path, aside: Path) -> None:
     """Move all that lies in the folder; where `aside` is there, it is whole, whoever is killed here."""
-    partial = aside.with_name(".replacing")
-    partial.mkdir(exist_ok=True)
-    _move(folder, partial)
-    partial.rename(aside)
+    moving = folder / MOVING
+    moving.mkdir()
+    _move(folder, moving)
+    moving.rename(aside)
+
+
+def _take_back(folder: Path) -> None:
+    """Undo a move that was cut off, in whichever direction: nothing new is made before it is over."""
+    moving = folder / MOVING
+    if moving.exists():
+        _move(moving, folder)
+        moving.rmdir()
 
 
 def _move(source: Path, target: Path) -> None:

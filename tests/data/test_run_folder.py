@@ -105,25 +105,40 @@ def test_what_would_be_replaced_comes_back_where_no_weights_came(
     assert files(folder) == ({"rankings/rankings.json": "new", "last.safetensors": "new"} if weights else OLD)
 
 
-@pytest.mark.parametrize("after", range(4))
-def test_an_interrupted_return_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int) -> None:
-    folder, renamed = old_run(tmp_path), []
-    real = Path.rename
+INTERRUPTED = """
+import os, signal, sys
+from pathlib import Path
+from ckd.data.run_folder import only_process
+folder, when, after = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+rename, renamed = Path.rename, []
 
-    def interrupted(self: Path, target: Path) -> Path:
-        if len(renamed) == after:
-            raise KeyboardInterrupt
-        renamed.append(target)
-        return real(self, target)
+def killed(self, target):
+    if len(renamed) == after:
+        os.kill(os.getpid(), signal.SIGKILL)
+    renamed.append(target)
+    return rename(self, target)
 
-    def refuse() -> None:
-        monkeypatch.setattr(Path, "rename", interrupted)
+if when == "aside":
+    Path.rename = killed
+with only_process(folder, restart=True):
+    Path.rename = killed
+    raise SystemExit("refused")
+"""
+MOVES = len({Path(name).parts[0] for name in OLD}) + 1
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such signal there")
+@pytest.mark.parametrize("restart", [True, False])
+@pytest.mark.parametrize("after", range(MOVES))
+@pytest.mark.parametrize("when", ["aside", "back"])
+def test_a_kill_amid_the_moves_loses_nothing(tmp_path: Path, when: str, after: int, restart: bool) -> None:
+    folder = old_run(tmp_path)
+    call = [sys.executable, "-c", INTERRUPTED, str(folder), when, str(after)]
+    assert subprocess.run(call, capture_output=True, check=False).returncode == -9
+    assert sorted(Path(name).name for name in files(folder)) == sorted(Path(name).name for name in OLD)
+    with pytest.raises(DataError, match="refused"), only_process(folder, restart):
         raise DataError("refused")
-
-    with pytest.raises(KeyboardInterrupt if after < len(OLD) else DataError), only_process(folder, restart=True):
-        refuse()
-    monkeypatch.undo()
-    assert {Path(name).name for name in files(folder)} == {Path(name).name for name in OLD}
+    assert files(folder) == OLD
 
 
 KILLED = """
