@@ -101,20 +101,20 @@ class TargetBuilder:
         Or from (r, N) scores over the catalogue, at the stored temperature and up to a constant in each row.
         """
         stacked = self._comparable(log_scores, mask)
-        weights = self.weights.to(mask.device)
+        self.weights = weights = self.weights.to(mask.device)
         count, method = len(stacked), self.config.normalisation
         if count == 1 and method == "softmax":
-            return Target(stacked[0], torch.zeros(1))
+            return Target(stacked[0], mask.new_zeros(1, dtype=torch.float32))
         judged = self.config.consistency != "off" and count > 2
         normalised = normalise(stacked, method) if judged or method != "softmax" else None
         if judged:
             assert normalised is not None
             measure = inconsistency if self.config.consistency == "instance" else inconsistency_per_pair
             chosen, which = consistent_weights(measure(normalised), weights, self.epsilon)
-            which = which if which.dim() == 1 else which[mask]
-            dropped = torch.stack([(which == k).float().mean() for k in range(count)])
+            judging = torch.ones_like(which, dtype=torch.bool) if which.dim() == 1 else mask
+            dropped = torch.stack([((which == k) & judging).sum() / judging.sum() for k in range(count)])
         else:
-            dropped = torch.zeros(count)
+            dropped = mask.new_zeros(count, dtype=torch.float32)
             chosen = weights[:, None].expand(count, stacked.shape[1])
         return Target(integrate(stacked, normalised, chosen, method), dropped)
 

@@ -36,7 +36,7 @@ from ckd.distill.plan import FULL, Plan, batch_hash
 from ckd.errors import CkdError, DataError, StoreError
 from ckd.evaluation.metrics import ranking_metrics
 from ckd.evaluation.ranks import rank_targets
-from ckd.nn.device import pick_device
+from ckd.nn.device import choose_gpu, pick_device
 from ckd.nn.memory import hold_freed_memory, keep_few_kernels
 from ckd.nn.recommender import Recommender
 from ckd.nn.uncompiled import Adam
@@ -103,7 +103,6 @@ class Trainer:
         require_tensorboard(config)
         self.parallel = parallel
         self.device = pick_device(parallel.device or config.device)
-        self._choose_gpu()
         self.model = model.to(self.device)
         self.domain = domain
         self.plan = plan
@@ -159,11 +158,6 @@ class Trainer:
         metrics = {k.removeprefix("valid_"): v for k, v in best.items() if k.startswith("valid_")}
         return Trained(self.state.best_epoch, metrics, self.state.rows)
 
-    def _choose_gpu(self) -> None:
-        """Of several GPUs, what this thread makes for one belongs to that one."""
-        if self.device.type == "cuda" and self.device.index is not None:
-            torch.cuda.set_device(self.device)
-
     @property
     def last(self) -> Path:
         return self.folder / "last.safetensors"
@@ -213,7 +207,7 @@ class Trainer:
     def _raw_steps(self, order: npt.NDArray[np.integer]) -> Iterable[tuple[int, Sequence[Floats]]]:
         """Batch ids in order, with the stored scores of those whose target is not kept from an earlier epoch."""
         ids = [int(batch_id) for batch_id in order]
-        self._choose_gpu()
+        choose_gpu(self.device)
         distillation, known = self.objective.distillation, self.objective.targets
         if distillation is None:
             yield from ((batch_id, ()) for batch_id in ids)

@@ -25,6 +25,8 @@ def pick_device(name: str, key: str = "train.device") -> torch.device:
     Raises:
         ConfigError: torch knows no such device, or this machine has none.
     """
+    # fp32 is fp32 everywhere: by default cuDNN rounds what its recurrences and convolutions multiply.
+    torch.backends.cudnn.allow_tf32 = False
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -32,4 +34,11 @@ def pick_device(name: str, key: str = "train.device") -> torch.device:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(f"{key}={name!r}: {first_line(error)}. Use auto, cpu or a GPU of this machine.") from None
+    choose_gpu(device)
     return device
+
+
+def choose_gpu(device: torch.device) -> None:
+    """Of several GPUs, what this thread makes for one from now on, pinned memory too, belongs to that one."""
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)

@@ -106,20 +106,28 @@ class BERT4Rec(Recommender):
         """
         assert table is not None
         only_last = torch.rand(len(batch), device=encoded.device) < self.config.last_share
-        vectors, labels = [encoded[only_last]], [batch.targets[only_last]]
+        # Numbers of rows, each found once: a device is waited for whenever it is asked how many there are.
+        last, cloze = places(only_last), places(~only_last)
+        vectors, labels = [encoded.index_select(0, last)], [batch.targets[last]]
         sequences, lengths = self.append(batch.histories(), batch.lengths, batch.targets)
-        if not bool(only_last.all()):
-            packed = Packed.of(sequences[~only_last], lengths[~only_last])
+        if len(cloze):
+            packed = Packed.of(sequences[cloze], lengths[cloze])
             masked = (torch.rand(packed.items.shape, device=encoded.device) < self.config.mask_ratio) & (
                 packed.items != 0
             )
             hidden = self.hidden(packed, packed.items.masked_fill(masked, self.mask_item))
-            vectors.append(self.head(hidden[masked]))
-            labels.append(packed.items[masked])
+            chosen = places(masked.flatten())
+            vectors.append(self.head(hidden.flatten(0, 1).index_select(0, chosen)))
+            labels.append(packed.items.flatten()[chosen])
         answers = torch.cat(labels)
         if not len(answers):
             return encoded.sum() * 0.0
         return full_softmax_loss(torch.cat(vectors), table, answers, pad_in_softmax=self.pad_in_softmax)[0]
+
+
+def places(chosen: torch.Tensor) -> torch.Tensor:
+    """Where the (n,) bools are true."""
+    return chosen.nonzero()[:, 0]
 
 
 STUDENT = BERT4Rec

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from ckd.nn.dropout import Dropout
-from ckd.students.common.fields import Fields, Side, Values
+from ckd.students.common.fields import SIDES, Fields, Side, Values
 from ckd.students.common.item_fields import ItemFields
 from ckd.students.common.negatives import NegativeSampler
 from ckd.students.fm import FM, FMConfig, initialise
@@ -79,6 +79,7 @@ class DeepFM(FM):
     TRAIN_DEFAULTS: ClassVar[dict[str, Any]] = {}
 
     config: DeepFMConfig
+    field_order: torch.Tensor
 
     def __init__(
         self,
@@ -90,6 +91,11 @@ class DeepFM(FM):
         super().__init__(config, fields, items, negatives)
         self.mlp_layers = MLP((len(fields) * config.embedding_size, *config.mlp_sizes), config.dropout)
         self.deep_predict_layer = nn.Linear(config.mlp_sizes[-1], 1)
+        # Among all fields: where those of a side are, and of users' before items' which comes where.
+        places = {side: torch.tensor(fields.positions(side), dtype=torch.int64) for side in SIDES}
+        for side, own in places.items():
+            self.register_buffer(f"{side}_places", own, persistent=False)
+        self.register_buffer("field_order", torch.cat(list(places.values())).argsort(), persistent=False)
         initialise(self.mlp_layers)
         initialise(self.deep_predict_layer)
 
@@ -166,9 +172,8 @@ class DeepFM(FM):
         """(B,) the score of each pair of a row of user vectors and a row of item vectors."""
         (user, user_fields), (item, item_fields) = self._sides(users), self._sides(items)
         d = self.config.embedding_size
-        fields = user.new_empty(len(users), len(self.fields), d)
-        fields[:, self.fields.positions("user")] = user_fields.reshape(len(users), -1, d)
-        fields[:, self.fields.positions("item")] = item_fields.reshape(len(items), -1, d)
+        fields = torch.cat([side.reshape(len(side), -1, d) for side in (user_fields, item_fields)], dim=1)
+        fields = fields.index_select(1, self.field_order)
         return (user * item).sum(1) + self._deep(
             self.mlp_layers.first(self.mlp_layers.mlp_layers[0](fields.flatten(1)))
         )
@@ -185,7 +190,8 @@ class DeepFM(FM):
     def _first_weight(self, side: Side) -> torch.Tensor:
         """(H, F * D) what the first layer's weight has for the fields of a side."""
         weight = self.mlp_layers.first.weight
-        return weight.view(len(weight), len(self.fields), -1)[:, self.fields.positions(side)].flatten(1)
+        places = self.get_buffer(f"{side}_places")
+        return weight.view(len(weight), len(self.fields), -1).index_select(1, places).flatten(1)
 
     def _deep(self, first: torch.Tensor) -> torch.Tensor:
         """(...) the network's logit from the (..., size) outputs of its first linear layer."""

@@ -60,8 +60,13 @@ class GRU4Rec(Recommender):
 
     def _recur(self, x_RLD: torch.Tensor, sequences: torch.Tensor) -> torch.Tensor:
         """(R, L, hidden) state after every item; whatever comes after a sequence's end is not defined."""
-        if x_RLD.device.type != "cpu" or torch.compiler.is_exporting():
-            return self.gru_layers(x_RLD)[0]  # sorting by length would wait for the device, and fix an exported graph
+        # Sorting by length would fix an exported graph, and wait for a device.
+        if torch.compiler.is_exporting():
+            return self.gru_layers(x_RLD)[0]
+        if x_RLD.device.type != "cpu":
+            # Under autocast cuDNN would recur in float16, whatever it is told.
+            with torch.autocast(x_RLD.device.type, enabled=False):
+                return self.gru_layers(x_RLD.float())[0]
         packed = pack_padded_sequence(x_RLD, (sequences != 0).sum(1), batch_first=True, enforce_sorted=False)
         return pad_packed_sequence(self.gru_layers(packed)[0], batch_first=True)[0]
 

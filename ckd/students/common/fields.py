@@ -9,8 +9,9 @@ Shapes: n rows (users or items), F fields of a side, D vector size.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Literal, Protocol
 
 import torch
@@ -19,6 +20,7 @@ from torch import nn
 from ckd.data.batch import Batch
 
 Side = Literal["user", "item"]
+SIDES: tuple[Side, ...] = ("user", "item")
 Kind = Literal["list", "token", "number"]
 KINDS: tuple[Kind, ...] = ("list", "token", "number")
 
@@ -90,11 +92,25 @@ class Values:
 
 
 class OffsetTable(nn.Module):
-    """The shared table of all fields of a kind."""
+    """The shared table of all fields of a kind.
 
-    def __init__(self, rows: int, size: int) -> None:
+    Args:
+        specs: these fields, in order.
+        size: D.
+    """
+
+    def __init__(self, specs: Sequence[FieldSpec], size: int) -> None:
         super().__init__()
-        self.embedding = nn.Embedding(rows, size)
+        ends = list(accumulate(spec.size for spec in specs))
+        self.embedding = nn.Embedding(ends[-1], size)
+        for side in SIDES:
+            starts = [end - spec.size for spec, end in zip(specs, ends, strict=True) if spec.side == side]
+            self.register_buffer(f"{side}_offsets", torch.tensor(starts, dtype=torch.int64), persistent=False)
+
+    def forward(self, side: Side, values: torch.Tensor) -> torch.Tensor:
+        """(n, f, D) vectors of the (n, f) values of a side's fields, each counted from 0."""
+        found: torch.Tensor = self.embedding(values + self.get_buffer(f"{side}_offsets"))
+        return found
 
 
 class Fields:
@@ -117,12 +133,12 @@ class Fields:
 
     def add_tables(self, module: nn.Module, size: int) -> None:
         """Give `module` the tables of vectors of `size`, under RecBole's names."""
-        lists, tokens, numbers = ([s.size for s in self.specs if s.kind == kind] for kind in KINDS)
+        lists, tokens, numbers = ([spec for spec in self.specs if spec.kind == kind] for kind in KINDS)
         if tokens:
-            module.token_embedding_table = OffsetTable(sum(tokens), size)
+            module.token_embedding_table = OffsetTable(tokens, size)
         if numbers:
-            module.float_embedding_table = OffsetTable(sum(numbers), size)
-        module.token_seq_embedding_table = nn.ModuleList(nn.Embedding(rows, size) for rows in lists)
+            module.float_embedding_table = OffsetTable(numbers, size)
+        module.token_seq_embedding_table = nn.ModuleList(nn.Embedding(spec.size, size) for spec in lists)
 
     def embed(self, module: nn.Module, side: Side, values: Values) -> torch.Tensor:
         """(n, F, D) a vector for each field of a side: the mean of a list, the value times the vector of a number."""
@@ -144,23 +160,9 @@ class Fields:
     def _others(self, module: nn.Module, side: Side, values: Values) -> list[torch.Tensor]:
         """(n, f, D) vectors of the token and the number fields."""
         found = []
-        offsets = self._offsets("token", side)
-        if offsets:
-            rows = values.tokens + torch.tensor(offsets, device=values.tokens.device)
-            found.append(module.get_submodule("token_embedding_table.embedding")(rows))
-        offsets = self._offsets("number", side)
-        if offsets:
-            rows = values.numbers[..., 1].long() + torch.tensor(offsets, device=values.numbers.device)
-            vectors = module.get_submodule("float_embedding_table.embedding")(rows)
+        if values.tokens.shape[1]:
+            found.append(module.get_submodule("token_embedding_table")(side, values.tokens))
+        if values.numbers.shape[1]:
+            vectors = module.get_submodule("float_embedding_table")(side, values.numbers[..., 1].long())
             found.append(vectors * values.numbers[..., :1].to(vectors.dtype))
         return found
-
-    def _offsets(self, kind: Kind, side: Side) -> list[int]:
-        offsets, start = [], 0
-        for spec in self.specs:
-            if spec.kind != kind:
-                continue
-            if spec.side == side:
-                offsets.append(start)
-            start += spec.size
-        return offsets

@@ -210,14 +210,15 @@ class Pretraining:
             tokens = compose(self.teacher.tokens, recent[rows], self.config.limits, special)
             drawn.append(mask_words(tokens, self.word_starts, special.mask, self.config.mlm_probability, generator))
         count = max(1, sum(int((labels != IGNORED).sum()) for _, labels in drawn))
-        total = 0.0
+        losses = []
         for tokens, labels in drawn:
             with self._autocast():
                 hidden = self.model.longformer(tokens.to(self.teacher.device))
                 loss = masked_token_loss(self.model.lm_head, hidden, labels.to(self.teacher.device)) / count
             torch.autograd.backward(self.config.mlm_weight * loss)
-            total += float(loss.detach())
-        return total
+            losses.append(loss.detach())
+        # Read once: each reading waits for the device.
+        return sum(torch.stack(losses).tolist())
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.teacher.device.type, torch.bfloat16, enabled=self.train.precision == "bf16")

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from ckd.config import TrainConfig
 from ckd.data.atomic import replace_file
-from ckd.data.batch import Batch, Batches
+from ckd.data.batch import Batch, Batches, to_device
 from ckd.data.domain import Domain
 from ckd.data.features import ItemFeatures, list_features, load_features
 from ckd.data.merge import merge_domains, merge_features, same_encoder
@@ -28,7 +28,7 @@ from ckd.distill.checkpoint import TrainState, load_checkpoint, save_checkpoint
 from ckd.distill.feed import Ahead
 from ckd.distill.trainer import TrainingDiverged
 from ckd.errors import DataError
-from ckd.nn.device import pick_device
+from ckd.nn.device import choose_gpu, pick_device
 from ckd.nn.uncompiled import Adam
 from ckd.nn.unit import unit
 from ckd.teachers.common.identity import continued
@@ -67,7 +67,7 @@ class Views:
 
     def to(self, device: torch.device) -> Views:
         tensors = (self.items, self.batch_places, self.view_places, self.target_places)
-        return Views(self.batch.to(device), self.view.to(device), *(t.to(device, non_blocking=True) for t in tensors))
+        return Views(self.batch.to(device), self.view.to(device), *(to_device(t, device) for t in tensors))
 
 
 def pretraining_losses(model: UniSRec, views: Views, sequence_weight: float) -> dict[str, torch.Tensor]:
@@ -189,6 +189,7 @@ class Pretraining:
     def _prepare(self, step: tuple[int, np.ndarray]) -> Views:
         """Runs in the background thread: the batch, its view, and the distinct items of both, on the device."""
         number, ids = step
+        choose_gpu(self.device)
         batch = self.batches(ids)
         draws = np.random.default_rng([self.seed, self.state.epoch, number])
         return Views.of(batch, self._augment(batch, draws)).to(self.device)
