@@ -17,14 +17,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 from ckd.errors import ConfigError, did_you_mean
 
 Positive = Annotated[float, Field(gt=0)]
-Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Weight = Annotated[float, Field(ge=0)]
 Calibrated = Literal["calibrated"]
 
 
 class Section(BaseModel):
-    """Base of every section: frozen, and unknown keys are refused."""
+    """Base of every section: frozen, and unknown keys are refused, as are numbers that are not finite."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     @field_validator("*", mode="before")
     @classmethod
@@ -191,7 +191,11 @@ def parse(model: type[M], values: dict[str, Any], where: str) -> M:
     Raises:
         ConfigError: one line that names the key, the value and, for an unknown key, the nearest known one.
     """
-    for name, number in _numbers(values):
+    try:
+        numbers = list(_numbers(values))
+    except RecursionError:
+        raise ConfigError(f"{where}: a value contains itself, by an alias. Write it out.") from None
+    for name, number in numbers:
         most = LARGEST if isinstance(number, int) else LARGEST_FLOAT
         if most < abs(number) < math.inf and name.rpartition(".")[2] != "seed":
             raise ConfigError(f"{where}: {name}={number}: too large. Give at most {most}.")

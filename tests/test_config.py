@@ -106,6 +106,8 @@ def test_a_saved_configuration_reads_back(tmp_path: Path) -> None:
         ("seed=9223372036854775808", "seed=9223372036854775808: input should be less than 9223372036854775808."),
         ("seed=" + "9" * 5000, "'999"),
         ("seed.x=1", "seed={'x': 1}: input should be a valid integer."),
+        ("plan.alpha=.inf", "plan.alpha=inf: input should be a finite number."),
+        ("train.lr=.nan", "train.lr=nan: input should be a finite number."),
     ],
 )
 def test_what_does_not_fit_is_named_in_one_line(override: str, message: str) -> None:
@@ -149,6 +151,8 @@ def test_a_value_is_no_section(tmp_path: Path) -> None:
         (b"plan: \x00", "not valid YAML: unacceptable character"),
         (b"- 1\n- 2\n", "expected a mapping of sections, found list."),
         (b"just words", "expected a mapping of sections, found str."),
+        (b"a: &a [*a]", "a value contains itself"),
+        (b"student: &a\n  hidden_size: *a\n", "a value contains itself"),
         (b"1: 2", "1=1: keys should be strings."),
         (b"plan:\n  buckts: 2\n", "unknown key 'plan.buckts'. Did you mean 'buckets'?"),
         (b"!!python/object/apply:os.system ['true']", "not valid YAML: could not determine a constructor"),

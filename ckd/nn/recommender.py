@@ -15,7 +15,7 @@ from ckd.data.domain import Domain
 class ModelConfig(BaseModel):
     """Base of every model's own configuration: frozen, and unknown keys are refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Recommender(nn.Module):

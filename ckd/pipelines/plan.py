@@ -20,7 +20,7 @@ from ckd.pipelines.workspace import domain_folder, plans_folder
 
 #: Bytes of a stored score by codec: f16 at its bound of 0.77 of two bytes; u8 with its scale and offset apart.
 BYTES_PER_SCORE = {"f16": 0.77 * 2, "tensor": 2.0, "u8": 1.0}
-U8_BYTES_PER_ROW = 4
+U8_BYTES_PER_ROW = 8
 
 #: Length of a teacher's vectors where no teacher is named yet: the paper's, section 4.1.4.
 VECTOR_DIM = 300

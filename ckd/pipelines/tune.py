@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -124,6 +124,10 @@ class _Job:
     scores: str | None
     identity: dict[str, Any]
 
+    def settings(self, values: dict[str, Any]) -> RunConfig:
+        """Those of a trial."""
+        return _settings(self.student, self.config, self.space, values)
+
     @property
     def folder(self) -> Path:
         return tune_folder(self.work, self.domain, self.name)
@@ -157,20 +161,25 @@ def tune(
         DataError, StoreError: inputs are missing or do not belong together, or the name is another search's.
     """
     domain = Domain.load(domain_folder(work, domain_name))
+    # A plan that is not there yet is made and stays: not before all that can be said without it.
+    if request.name is not None:
+        tune_folder(work, domain_name, request.name)
+    for kind in request.kinds:
+        start, space = _start(config, request, kind)
+        check_sampler(request.sampler, space, request.trials)
+        for settings in _extremes(request.student, start, space):
+            pick_device(settings.train.device)
+            require_tensorboard(settings.train)
     jobs = [_job(work, domain, config, request, kind) for kind in request.kinds]
     for job in jobs:
-        check_sampler(job.sampler, job.space, request.trials)
-        _require_valid(job)
+        _require_planned(job)
     found = [_search(job, request, progress, on_trial or (lambda *_: None)) for job in jobs]
     return Tuned(found, _for_reproduce(config, jobs, found))
 
 
 def _job(work: Path, domain: Domain, config: RunConfig, request: Request, kind: Kind) -> _Job:
     both = len(request.kinds) > 1
-    student_class = STUDENTS.get(request.student)
-    if kind == "base":
-        config = config.model_copy(update={"student": {**config.student, **config.base}})
-    space = read_space(request.space, request.vary, kind, student_class.Config, shared=both)
+    config, space = _start(config, request, kind)
     plan = _plan(work, domain, config, kind, None if both and kind == "base" else request.plan)
     teachers: list[str] = []
     if kind == "distilled":
@@ -209,6 +218,14 @@ def _job(work: Path, domain: Domain, config: RunConfig, request: Request, kind: 
     )
 
 
+def _start(config: RunConfig, request: Request, kind: Kind) -> tuple[RunConfig, Space]:
+    """What trials of a kind start from, and what they try."""
+    if kind == "base":
+        config = config.model_copy(update={"student": {**config.student, **config.base}})
+    shared = len(request.kinds) > 1
+    return config, read_space(request.space, request.vary, kind, STUDENTS.get(request.student).Config, shared=shared)
+
+
 def _plan(work: Path, domain: Domain, config: RunConfig, kind: Kind, plan_id: str | None) -> Plan:
     if plan_id is not None:
         return load_plan(work, domain, plan_id)
@@ -219,19 +236,22 @@ def _plan(work: Path, domain: Domain, config: RunConfig, kind: Kind, plan_id: st
     return make_plan(work, domain.name, config).plan
 
 
-def _require_valid(job: _Job) -> None:
-    """Refuse what fits nowhere before an hour has been spent on other values, or a former search is discarded."""
+def _extremes(student: str, config: RunConfig, space: Space) -> Iterator[RunConfig]:
+    """The settings that trials start from, and these with each bound of the space: what fits nowhere is refused here,
+    before an hour has been spent on other values, or a former search is discarded."""
+    for values in [{}, *({each.name: value} for each in space.dimensions for value in each.domain.bounds())]:
+        yield _settings(student, config, space, values)
+
+
+def _require_planned(job: _Job) -> None:
     plan = load_plan(job.work, Domain.load(domain_folder(job.work, job.domain)), job.plan)
-    for values in [{}, *({each.name: value} for each in job.space.dimensions for value in each.domain.bounds())]:
-        train = _settings(job, values).train
-        pick_device(train.device)
-        require_tensorboard(train)
-        require_planned(train, plan)
+    for settings in _extremes(job.student, job.config, job.space):
+        require_planned(settings.train, plan)
 
 
-def _settings(job: _Job, values: dict[str, Any]) -> RunConfig:
-    config = job.space.apply(job.config, values)
-    parse(STUDENTS.get(job.student).Config, config.student, "space: student")
+def _settings(student: str, config: RunConfig, space: Space, values: dict[str, Any]) -> RunConfig:
+    config = space.apply(config, values)
+    parse(STUDENTS.get(student).Config, config.student, "space: student")
     return config
 
 
@@ -286,7 +306,7 @@ def _try(job: _Job, number: int, values: dict[str, Any], note: str, progress: Pr
             job.work,
             job.domain,
             job.student,
-            _settings(job, values),
+            job.settings(values),
             teachers=job.teachers,
             plan_id=job.plan,
             run=job.run(number),
@@ -342,7 +362,7 @@ def _record(job: _Job, done: list[Trial]) -> Search:
 
 def _identity_of(job: _Job, trial: Trial) -> dict[str, Any]:
     """What a run trained with these values says of itself, so that a report knows it again."""
-    config = _settings(job, trial.values)
+    config = job.settings(trial.values)
     return {
         "student": job.student,
         "config": STUDENTS.get(job.student).Config.model_validate(config.student).model_dump(mode="json"),
@@ -388,7 +408,7 @@ def _for_reproduce(config: RunConfig, jobs: Sequence[_Job], searches: Sequence[S
         if trial is None:
             return None
         run = _identity_of(job, trial)
-        train = _train(job, _settings(job, trial.values)).model_dump(mode="json")
+        train = _train(job, job.settings(trial.values)).model_dump(mode="json")
         sections = {"student": run["config"], "train": train, "distill": run["distill"] or {}}
         split = [(key, *key.split(".", 1)) for key in keys]
         found = {key: sections[section][each] for key, section, each in split if each in sections[section]}

@@ -134,7 +134,7 @@ def test_the_estimate_counts_every_score(small_domain: Domain) -> None:
     assert found.bytes == {
         "f16": int(1.54 * scores),
         "tensor": 2 * scores,
-        "u8": scores + 4 * rows,
+        "u8": scores + 8 * rows,
         "vectors": 32 * (plan.n_instances + small_domain.n_items),
     }
 

@@ -240,9 +240,14 @@ def test_refusals(studio: Any) -> None:
         ({"name": "../x"}, "search '../x'"),
         ({"space": studio.work / "absent.yaml"}, "no such file"),
     ):
+        # Nor is a plan left that nobody has asked for.
+        elsewhere = studio.config.model_copy(update={"seed": 12345})
+        plans = studio.work / "plans" / studio.domain.name
+        before = list(plans.iterdir())
         with pytest.raises(ConfigError) as caught:
-            searches(studio, **wanted)
+            searches(studio, elsewhere, **wanted)
         assert message in str(caught.value)
+        assert list(plans.iterdir()) == before
     # What cannot be trained is refused before anything is, and before a former search is discarded.
     kept = (studio.work / "tune" / studio.domain.name / "mine" / "trials.parquet").read_bytes()
     absent = studio.config.model_copy(update={"train": studio.config.train.model_copy(update={"device": "cuda:99"})})

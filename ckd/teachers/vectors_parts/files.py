@@ -70,7 +70,7 @@ def read_vectors(path: Path) -> VectorFile:
     ids = id_file(path)
     matrix, filled = read_matrix(path, VECTOR if ids is None else None)
     keys = parquet_columns(path).drop(VECTOR) if ids is None else _read_ids(ids)
-    if keys.height != len(matrix):
+    if keys.width and keys.height != len(matrix):
         raise DataError(
             f"{ids}: {keys.height} rows of ids, {path.name} has {len(matrix)} vectors. Write one row to each."
         )
