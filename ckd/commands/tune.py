@@ -13,7 +13,6 @@ from ckd.commands.options import (
     DomainName,
     Json,
     Override,
-    PlanId,
     Scores,
     Seed,
     Work,
@@ -45,7 +44,13 @@ def tune(
         list[str] | None,
         typer.Option(metavar="KEY=VALUES", help="Search this key, such as train.lr=[0.0003,0.001]; repeatable."),
     ] = None,
-    plan: PlanId = None,
+    plan: Annotated[
+        str | None,
+        typer.Option(
+            help="Plan of the distilled student, or with --no-distill of the base; without, it is made as configured; "
+            "the base's has no curriculum and fresh batches."
+        ),
+    ] = None,
     scores: Scores = None,
     name: Annotated[str | None, typer.Option(help="Name of the search.")] = None,
     restart: Annotated[bool, typer.Option("--restart", help="Discard a search of this name.")] = False,

@@ -263,13 +263,17 @@ class _Served:
 
 @contextmanager
 def _counted() -> Iterator[None]:
-    """While bytes and operations are counted: oneDNN's own tensors and products would not be."""
-    before = torch.backends.mkldnn.enabled
-    torch.backends.mkldnn.enabled = False  # type: ignore[assignment]
+    """While bytes and operations are counted: oneDNN's own tensors and products, and cuDNN's recurrences, would not
+    be."""
+    libraries: tuple[Any, ...] = (torch.backends.mkldnn, torch.backends.cudnn)
+    before = [library.enabled for library in libraries]
+    for library in libraries:
+        library.enabled = False
     try:
         yield
     finally:
-        torch.backends.mkldnn.enabled = before
+        for library, enabled in zip(libraries, before, strict=True):
+            library.enabled = enabled
 
 
 class _LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
