@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from ckd.errors import CkdError
 
 
 def fsync_path(path: Path) -> None:
@@ -64,6 +67,10 @@ def replace_folder(path: Path, keep: tuple[str, ...] = ()) -> Iterator[Path]:
 
     Entries of the old folder named in `keep` are in the new one as well, unless it has its own; an error at any moment
     leaves the old folder as it was. A kill leaves it whole, and in its place but for the moment between two renames.
+    Where `path` is a link the folder takes the place of the link, and what it leads to stays.
+
+    Raises:
+        CkdError: another process has put a folder there at the same time; its folder stays.
     """
     path = path.absolute()
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -76,20 +83,51 @@ def replace_folder(path: Path, keep: tuple[str, ...] = ()) -> Iterator[Path]:
             yield partial
         for entry in partial.rglob("*"):
             fsync_path(entry)
-        for name in keep:
-            if (path / name).exists() and not (partial / name).exists():
-                _take_over(path / name, partial / name)
+        _keep(keep, path, partial)
         fsync_path(partial)
         if path.exists():
-            path.rename(old)
-        partial.rename(path)
+            with suppress(FileNotFoundError):  # another process has just put it aside
+                path.rename(old)
+        _put(partial, path)
     except BaseException:
-        if old.exists() and not path.exists():
-            old.rename(path)
         shutil.rmtree(partial, ignore_errors=True)
+        if path.exists():
+            _let_go(old, path, keep)
+        elif old.exists():
+            old.rename(path)
         raise
-    shutil.rmtree(old, ignore_errors=True)
+    _let_go(old, path, keep)
     fsync_path(path.parent)
+
+
+def _put(partial: Path, path: Path) -> None:
+    """Rename the new folder to `path`, where nothing is but what another process has put there since."""
+    try:
+        partial.rename(path)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        raise CkdError(
+            f"{path}: another process has put a folder here at the same time, which stays. Run this again where it "
+            "should be replaced."
+        ) from error
+
+
+def _let_go(old: Path, path: Path, keep: tuple[str, ...]) -> None:
+    """Remove what was put aside, if anything was: a folder, or the link or file that was in its place."""
+    # A process that came to `path` while this had put it aside found nothing to keep there.
+    _keep(keep, old, path)
+    if old.is_dir() and not old.is_symlink():
+        shutil.rmtree(old, ignore_errors=True)
+    else:
+        old.unlink(missing_ok=True)
+
+
+def _keep(names: tuple[str, ...], source: Path, target: Path) -> None:
+    """Entries of one folder are in another as well, unless it has its own."""
+    for name in names:
+        if (source / name).exists() and not (target / name).exists():
+            _take_over(source / name, target / name)
 
 
 def _take_over(source: Path, target: Path) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from ckd.data.atomic import replace_file, replace_folder, write_json
+from ckd.errors import CkdError
 
 
 def entries(folder: Path) -> list[str]:
@@ -115,6 +116,73 @@ def test_an_error_at_any_rename_leaves_the_old_folder(
     assert calls > failing
     assert {path.name: path.read_text() for path in target.iterdir()} == {"kept": "old", "domain": "old"}
     assert entries(tmp_path) == ["folder"]
+
+
+def test_a_link_and_a_file_are_replaced_and_leave_nothing_aside(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "real" / "a").write_text("old")
+    (tmp_path / "link").symlink_to("real")
+    (tmp_path / "file").touch()
+    for name in ("link", "file"):
+        with replace_folder(tmp_path / name) as partial:
+            (partial / "a").write_text("new")
+        assert (tmp_path / name / "a").read_text() == "new"
+    assert (tmp_path / "real" / "a").read_text() == "old"
+    assert entries(tmp_path) == ["file", "link", "real"]
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_of_two_writers_of_a_folder_the_slower_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: bool
+) -> None:
+    target = tmp_path / "folder"
+    if before:
+        (target / "features").mkdir(parents=True)
+        (target / "features" / "a").write_text("old")
+    rename = Path.rename
+
+    def write(text: str) -> None:
+        with replace_folder(target, keep=("features",)) as partial:
+            (partial / "domain").write_text(text)
+            if text == "slow":
+                monkeypatch.setattr(Path, "rename", slow)
+
+    def slow(self: Path, place: Path) -> Path:
+        if place == target:
+            monkeypatch.setattr(Path, "rename", rename)
+            monkeypatch.setattr(os, "getpid", lambda: 2)
+            write("fast")
+        return rename(self, place)
+
+    with pytest.raises(CkdError, match=r"folder: another process has put a folder here.*Run this again"):
+        write("slow")
+    assert (target / "domain").read_text() == "fast"
+    # The faster one has found nothing to keep.
+    assert entries(target) == (["domain", "features"] if before else ["domain"])
+    assert entries(tmp_path) == ["folder"]
+
+
+def test_a_folder_that_another_writer_has_just_put_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = tmp_path / "folder"
+    target.mkdir()
+    rename = Path.rename
+
+    def slow(self: Path, place: Path) -> Path:
+        if self == target:
+            rename(target, tmp_path / "elsewhere")
+        return rename(self, place)
+
+    with replace_folder(target) as partial:
+        (partial / "a").write_text("new")
+        monkeypatch.setattr(Path, "rename", slow)
+    assert (target / "a").read_text() == "new"
+    assert entries(tmp_path) == ["elsewhere", "folder"]
+
+
+def test_an_error_of_the_writer_is_not_another_processes(tmp_path: Path) -> None:
+    with pytest.raises(FileExistsError), replace_folder(tmp_path / "folder") as partial:
+        partial.mkdir()
+    assert entries(tmp_path) == []
 
 
 KILLED = """
