@@ -104,12 +104,12 @@ def write_recbole(
     }
     usage = USAGE.format(model=recbole_name, dataset=domain.name, config=CONFIG_FILE, file=MODEL_FILE)
     (folder / CONFIG_FILE).write_text(usage + yaml.safe_dump(settings, sort_keys=False))
-    best = read_json(source / "best.json", "Train the student again.")["log"]
+    epoch, score = _best(source / "best.json")
     checkpoint = {
         "config": {"model": recbole_name, "dataset": domain.name, **settings},
-        "epoch": int(best["epoch"]),
+        "epoch": epoch,
         "cur_step": 0,
-        "best_valid_score": float(best["valid_ndcg@10"]),
+        "best_valid_score": score,
         "state_dict": _renumbered(model, numbers),
         "other_parameter": {},
         "optimizer": torch.optim.Adam(model.parameters(), lr=train.lr, weight_decay=train.weight_decay).state_dict(),
@@ -118,6 +118,17 @@ def write_recbole(
         torch.save(checkpoint, partial)
     raw = items == domain.item_table[columns.RAW].to_list()
     return {"model": recbole_name, "tokens": "raw ids" if raw else "item numbers"}
+
+
+def _best(path: Path) -> tuple[int, float]:
+    """The best epoch and its NDCG@10, as the run's log row of it says."""
+    row = read_json(path, "Train the student again.")["log"]
+    try:
+        return int(row["epoch"]), float(row["valid_ndcg@10"])
+    except (TypeError, ValueError):
+        raise DataError(
+            f"{path}: its log row has no numbers for epoch and valid_ndcg@10. Train the student again."
+        ) from None
 
 
 def _optimiser(settings: dict[str, Any]) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -251,21 +250,104 @@ def test_an_empty_split_is_refused(serving: Serving, tmp_path: Path, save_run: A
 # --- both ------------------------------------------------------------------------------------------------------------
 
 
-def test_an_export_replaces_an_export_and_nothing_else(serving: Serving, tmp_path: Path) -> None:
+@pytest.mark.parametrize("listing", [True, False])
+def test_an_export_replaces_an_export_and_nothing_else(serving: Serving, tmp_path: Path, listing: bool) -> None:
     out = tmp_path / "out"
     out.mkdir()
-    first = contents(export_student(*_of(serving), "sasrec", "recbole", out).folder)
-    (out / "stale").touch()
+    done = export_student(*_of(serving), "sasrec", "recbole", out)
+    first = contents(out)
+    about = json.loads(first["export.json"])
+    assert about == {**done.about, "files": sorted(first)} == {**done.about, "files": list(done.files)}
+    if not listing:
+        (out / "export.json").write_text(json.dumps(done.about))
     assert contents(export_student(*_of(serving), "sasrec", "recbole", out).folder) == first
-    shutil.rmtree(out)
+    if not listing:
+        (out / "export.json").write_text(json.dumps(done.about))
+    for foreign in (out / "notes.md", out / serving[1].name / "deep" / "notes.md"):
+        foreign.parent.mkdir(exist_ok=True)
+        foreign.write_text("years")
+        with pytest.raises(ConfigError, match=rf"{foreign}: not of the export in this folder.*Move it away, or name"):
+            export_student(*_of(serving), "sasrec", "recbole", out)
+        assert foreign.read_text() == "years"
+        foreign.unlink()
+    (out / "mine").symlink_to(tmp_path)
+    with pytest.raises(ConfigError, match=rf"{out / 'mine'}: not of the export"):
+        export_student(*_of(serving), "sasrec", "recbole", out)
+
+
+def test_an_export_without_a_list_of_files_may_have_what_its_kind_has(serving: Serving, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    done = export_student(*_of(serving), "sasrec", "recbole", out)
+    for path in out.rglob("*.*"):
+        path.unlink()
+    (out / "export.json").write_text(json.dumps({**done.about, "to": "onnx"}))
+    for name in ("items.json", "model.onnx", "model.onnx.data"):
+        (out / name).touch()
+    assert export_student(*_of(serving), "sasrec", "recbole", out).files == done.files
+    (out / "export.json").write_text(json.dumps({**done.about, "to": "onnx"}))
+    with pytest.raises(ConfigError, match=r"model\.pth: not of the export|\.item: not of the export"):
+        export_student(*_of(serving), "sasrec", "recbole", out)
+
+
+@pytest.mark.parametrize(
+    "described",
+    [None, "", "[]", '{"name": "my bookmarks"}', '{"to": "onnx"}', "another", "unlisted"],
+)
+def test_what_is_no_export_is_refused(serving: Serving, tmp_path: Path, described: str | None) -> None:
+    out = tmp_path / "out"
     out.mkdir()
     (out / "thesis.tex").write_text("years")
+    if described in ("another", "unlisted"):
+        about = export_student(*_of(serving), "sasrec", "recbole", tmp_path / "other").about
+        wrong = {"to": ["onnx"]} if described == "another" else {"files": [["thesis.tex"]]}
+        described = json.dumps({**about, **wrong})
+    if described is not None:
+        (out / "export.json").write_text(described)
+    before = contents(out)
     with pytest.raises(ConfigError, match="something here that is no export"):
         export_student(*_of(serving), "sasrec", "recbole", out)
-    assert contents(out) == {"thesis.tex": b"years"}
+    assert contents(out) == before
+
+
+def test_a_file_is_no_place_for_an_export(serving: Serving, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match="something here that is no export"):
         export_student(*_of(serving), "sasrec", "recbole", tmp_path / "file")
+
+
+def test_an_export_goes_where_a_link_leads(serving: Serving, tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    for _ in range(2):
+        done = export_student(*_of(serving), "sasrec", "recbole", tmp_path / "link")
+        assert sorted(contents(tmp_path / "real")) == list(done.files)
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "real"]
+        assert (tmp_path / "link").is_symlink()
+    assert done.bytes == sum(len(content) for content in contents(tmp_path / "real").values()) > 0
+
+
+@pytest.mark.parametrize("out", [".", "..", "../..", "../../link"])
+def test_the_folder_that_a_command_is_run_in_is_left_alone(
+    serving: Serving, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, out: str
+) -> None:
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    (tmp_path / "link").symlink_to("a")
+    monkeypatch.chdir(tmp_path / "a" / "b")
+    with pytest.raises(ConfigError, match="where the command is run, or above it"):
+        export_student(*_of(serving), "sasrec", "recbole", Path(out))
+    assert export_student(*_of(serving), "sasrec", "recbole", Path("c")).folder == tmp_path / "a" / "b" / "c"
+
+
+@pytest.mark.parametrize("row", [None, {"epoch": 4, "valid_ndcg@10": None}, {"epoch": "x", "valid_ndcg@10": 0.5}])
+def test_a_best_epoch_without_numbers_is_told_in_a_line(
+    serving: Serving, tmp_path: Path, save_run: Any, row: dict[str, Any] | None
+) -> None:
+    domain = serving[1].save(tmp_path / "domains" / serving[1].name)
+    save_run(tmp_path, domain, "gru4rec")
+    best = tmp_path / "students" / domain.name / "gru4rec" / "best.json"
+    best.write_text(json.dumps({"log": row}))
+    with pytest.raises(DataError, match=r"best\.json: its log row has no numbers for epoch and valid_ndcg@10"):
+        export_student(tmp_path, domain.name, "gru4rec", "recbole")
 
 
 def test_wrong_names_are_refused(serving: Serving, tmp_path: Path) -> None:
