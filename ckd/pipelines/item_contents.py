@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 from collections import Counter
@@ -141,9 +142,19 @@ def _column(domain: Domain) -> tuple[dict[int, Source], int]:
     for item, value in enumerate(domain.item_table[columns.IMAGE].to_list(), 1):
         if isinstance(value, bytes) and value:
             found[item] = value
-        elif isinstance(value, str) and value and (domain.folder / value).is_file():
+        elif isinstance(value, str) and value and _is_file(domain.folder / value):
             found[item] = domain.folder / value
     return found, 0
+
+
+def _is_file(path: Path) -> bool:
+    """Whether there is such a file; what is too long to name one, such as a picture in a `data:` address, is none."""
+    try:
+        return path.is_file()
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        return False
 
 
 def _files(domain: Domain, folder: Path) -> tuple[dict[int, Source], int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import pickle
@@ -381,6 +382,38 @@ def test_image_column(
     result = encode_items(tmp_path, "toy", image_config())
     assert (result.encoded, result.cached, result.missing, result.unknown) == (2, 0, 2, 0)
     assert load_features(domain, "image").present.tolist() == [False, True, False, True, False]
+
+
+@pytest.mark.parametrize(
+    "value", ["data:image/png;base64," + "A" * 5000, "x" * 300 + ".jpg", "https://a.b/" + "c" * 300]
+)
+def test_a_value_too_long_to_name_a_file_names_none(
+    image_config: Callable[..., EncodeConfig], save_domain: Callable[..., Domain], tmp_path: Path, value: str
+) -> None:
+    domain = save_domain(["x"] * 2, image=["a.png", value])
+    assert domain.folder is not None
+    (domain.folder / "a.png").write_bytes(PICTURES[0])
+    result = encode_items(tmp_path, "toy", image_config())
+    assert (result.encoded, result.missing) == (1, 1)
+
+
+def test_a_picture_that_cannot_be_looked_up_is_no_missing_one(
+    image_config: Callable[..., EncodeConfig],
+    save_domain: Callable[..., Domain],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    save_domain(["x"] * 2, image=["a.png", "b.png"])
+    is_file = Path.is_file
+
+    def denied(self: Path) -> bool:
+        if self.name == "b.png":
+            raise PermissionError(errno.EACCES, "denied", str(self))
+        return is_file(self)
+
+    monkeypatch.setattr(Path, "is_file", denied)
+    with pytest.raises(PermissionError):
+        encode_items(tmp_path, "toy", image_config())
 
 
 def test_domains_without_pictures(
