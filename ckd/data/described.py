@@ -31,6 +31,22 @@ def read_json(path: Path, remedy: str, missing: str | None = None) -> dict[str, 
     Raises:
         DataError: there is no such file, or it is no JSON.
     """
+    try:
+        content = path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        raise DataError(f"{path}: no such file. {missing or remedy}") from None
+    return parse_json(content, path, remedy)
+
+
+def parse_json(content: bytes, path: Path, remedy: str) -> dict[str, Any]:
+    """The JSON object that is `content`, which lies in `path`, as `Described`, like all objects in it.
+
+    Args:
+        remedy: ends the line where it cannot be used.
+
+    Raises:
+        DataError: it is no JSON object.
+    """
 
     def placed(values: dict[str, Any]) -> Described:
         described = Described(values)
@@ -38,9 +54,7 @@ def read_json(path: Path, remedy: str, missing: str | None = None) -> dict[str, 
         return described
 
     try:
-        value = json.loads(path.read_text(), object_hook=placed)
-    except (FileNotFoundError, NotADirectoryError):
-        raise DataError(f"{path}: no such file. {missing or remedy}") from None
+        value = json.loads(content, object_hook=placed)
     except ValueError as error:
         raise DataError(f"{path}: not valid JSON ({error}). {remedy}") from None
     if not isinstance(value, dict):

@@ -25,6 +25,7 @@ from torch.nn import functional as F
 
 from ckd.data.atomic import replace_file
 from ckd.data.batch import Batch, Batches
+from ckd.data.described import parse_json
 from ckd.data.domain import SPLITS, Domain, Instances, Split
 from ckd.distill.parallel import ALONE, Parallel
 from ckd.errors import CkdError, DataError, first_line
@@ -38,6 +39,11 @@ from ckd.teachers.protocol import Teacher
 FORMAT = 2
 #: Key of the Parquet schema's metadata.
 META = b"ckd.ranks"
+
+#: What ranks belong to, kept in the metadata.
+BELONGS = ("n_items", "domain", "fingerprint", "split", "model", "mask_history")
+#: Numbers of each target, a column each.
+NUMBERS = ("user", "target", "rank", "history_length", "popularity")
 
 #: Items that a teacher encodes at once.
 ITEM_BATCH = 1024
@@ -335,15 +341,7 @@ def save_ranks(ranks: Ranks, path: Path) -> None:
             "popularity": pa.array(ranks.popularity, pa.int64()),
         }
     )
-    meta = {
-        "format": FORMAT,
-        "n_items": ranks.n_items,
-        "domain": ranks.domain,
-        "fingerprint": ranks.fingerprint,
-        "split": ranks.split,
-        "model": ranks.model,
-        "mask_history": ranks.mask_history,
-    }
+    meta = {"format": FORMAT, **{name: getattr(ranks, name) for name in BELONGS}}
     table = table.replace_schema_metadata({META: json.dumps(meta, sort_keys=True)})
     with replace_file(path) as partial:
         pq.write_table(table, partial, compression="zstd", write_page_checksum=True)
@@ -367,16 +365,17 @@ def load_ranks(path: Path, domain: Domain | None = None) -> Ranks:
     stored = (table.schema.metadata or {}).get(META)
     if stored is None:
         raise DataError(f"{path}: Parquet, but holds no ranks. Name a file that `ckd evaluate` wrote.")
-    meta = json.loads(stored)
-    if meta.pop("format", None) != FORMAT or meta["split"] not in SPLITS:
+    meta = parse_json(stored, path, "Evaluate again.")
+    if meta.get("format") != FORMAT or meta["split"] not in SPLITS:
         raise DataError(f"{path}: ranks of another format than {FORMAT}, the one read here. Evaluate again.")
     if domain is not None and meta["fingerprint"] != domain.fingerprint:
         raise DataError(
             f"{path}: ranks of {meta['domain']} with fingerprint {meta['fingerprint']}, but {domain.name} has "
             f"{domain.fingerprint}. Evaluate again on this domain."
         )
-    numbers = {
-        name: table[name].to_numpy().astype(np.int64)
-        for name in ("user", "target", "rank", "history_length", "popularity")
-    }
-    return Ranks(raw_id=pl.Series("raw_id", table["raw_id"].to_pylist(), dtype=pl.String), **numbers, **meta)
+    for name in ("raw_id", *NUMBERS):
+        if name not in table.column_names:
+            raise DataError(f"{path}: has no column {name!r}. Evaluate again.")
+    numbers = {name: table[name].to_numpy().astype(np.int64) for name in NUMBERS}
+    raw_id = pl.Series("raw_id", table["raw_id"].to_pylist(), dtype=pl.String)
+    return Ranks(raw_id=raw_id, **numbers, **{name: meta[name] for name in BELONGS})

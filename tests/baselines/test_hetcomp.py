@@ -234,6 +234,18 @@ def test_rankings_that_cannot_be_read_are_refused(domain, tmp_path) -> None:
     pq.write_table(table.replace_schema_metadata({b"ckd.rankings": b'{"format": 0}'}), path)
     with pytest.raises(DataError, match="another format"):
         load_rankings(path, domain)
+    whole = json.loads(table.schema.metadata[b"ckd.rankings"])
+    for lacking in ("domain", "epoch", "quality"):
+        meta = json.dumps({name: value for name, value in whole.items() if name != lacking})
+        pq.write_table(table.replace_schema_metadata({b"ckd.rankings": meta}), path)
+        with pytest.raises(DataError, match=rf"\.parquet: has no '{lacking}'\. Fine-tune the teacher again\.$"):
+            load_rankings(path, domain)
+    pq.write_table(table.replace_schema_metadata({b"ckd.rankings": b"{"}), path)
+    with pytest.raises(DataError, match=r"not valid JSON.*Fine-tune the teacher again\.$"):
+        load_rankings(path, domain)
+    pq.write_table(pa.table({"other": [1]}).replace_schema_metadata(table.schema.metadata), path)
+    with pytest.raises(DataError, match="has no column 'items'"):
+        load_rankings(path, domain)
     path.write_bytes(path.read_bytes()[:-9])
     with pytest.raises(DataError, match="damaged"):
         load_rankings(path, domain)

@@ -165,10 +165,24 @@ def test_lists_belong_to_the_teacher_beside_them(tune, domain, tmp_path) -> None
     with pytest.raises(DataError, match=r"rankings-00000\.parquet: no such file"):
         kept_rankings(folder, domain, done.fingerprint)
     first.write_bytes(kept)
-    for broken, message in (("{", "not valid JSON"), ('{"format": 0}', "no index of format 1"), ("[]", "no index")):
-        (folder / "rankings" / "rankings.json").write_text(broken)
-        with pytest.raises(DataError, match=message):
+    index = folder / "rankings" / "rankings.json"
+    whole = json.loads(index.read_text())
+    for broken, message in (
+        ("{", "not valid JSON"),
+        ("[]", "expected a JSON object"),
+        ('{"format": 0}', "no index of format 1"),
+        ('{"format": 1, "lists": []}', "names no ranking lists"),
+        ('{"format": 1, "lists": {"epoch": 1}}', "names no ranking lists"),
+        ('{"format": 1, "lists": [1]}', "names no ranking lists"),
+        ('{"format": 1, "lists": [{}]}', "has no 'epoch'"),
+    ):
+        index.write_text(broken)
+        with pytest.raises(DataError, match=rf"rankings\.json: {message}.*Delete the teacher's folder, and fine-tune"):
             kept_epochs(folder)
+    for lacking in ("teacher", "every"):
+        index.write_text(json.dumps({name: value for name, value in whole.items() if name != lacking}))
+        with pytest.raises(DataError, match=rf"rankings\.json: has no '{lacking}'"):
+            kept_rankings(folder, domain, "x")
     drop_begun(folder)
     with pytest.raises(DataError, match=r"no ranking lists kept\. Fine-tune it with .*--keep-rankings 1"):
         kept_rankings(folder, domain, done.fingerprint)

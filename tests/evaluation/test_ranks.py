@@ -9,6 +9,7 @@ from unittest.mock import patch
 
 import numpy as np
 import polars as pl
+import pyarrow.parquet as pq
 import pytest
 import torch
 from hypothesis import given, settings
@@ -20,7 +21,7 @@ from ckd.data.batch import Batch, Batches
 from ckd.data.domain import Domain, leave_one_out
 from ckd.data.example import TARGET
 from ckd.errors import CkdError, DataError
-from ckd.evaluation.ranks import load_ranks, rank_targets, save_ranks, tie_draws
+from ckd.evaluation.ranks import META, load_ranks, rank_targets, save_ranks, tie_draws
 from ckd.nn.recommender import Recommender
 from ckd.students.sasrec import SASRec, SASRecConfig
 from ckd.teachers.protocol import Teacher
@@ -334,6 +335,35 @@ def test_damaged_files_are_refused_by_name(domain: Domain, tmp_path: Path) -> No
         assert "\n" not in str(caught.value)
     pl.DataFrame({"rank": [1]}).write_parquet(path)
     with pytest.raises(DataError, match=r"ranks\.parquet: Parquet, but holds no ranks"):
+        load_ranks(path)
+
+
+@pytest.mark.parametrize(
+    ("meta", "message"),
+    [
+        (b"{", "not valid JSON"),
+        (b"\xff\xfe{}", "not valid JSON"),
+        (b"[]", "expected a JSON object"),
+        (b'{"format": 2}', "has no 'split'"),
+        (b'{"format": 2, "split": "test", "domain": "d"}', "has no 'n_items'"),
+    ],
+)
+def test_ranks_that_do_not_say_what_they_belong_to_are_refused(
+    domain: Domain, tmp_path: Path, meta: bytes, message: str
+) -> None:
+    path = tmp_path / "ranks.parquet"
+    save_ranks(rank_targets(SumOfItems(whole_numbers(0, domain)), domain, "test"), path)
+    pq.write_table(pq.read_table(path).replace_schema_metadata({META: meta}), path)
+    with pytest.raises(DataError, match=rf"ranks\.parquet: {message}.*Evaluate again\.$"):
+        load_ranks(path)
+
+
+@pytest.mark.parametrize("column", ["rank", "raw_id"])
+def test_ranks_without_a_column_are_refused(domain: Domain, tmp_path: Path, column: str) -> None:
+    path = tmp_path / "ranks.parquet"
+    save_ranks(rank_targets(SumOfItems(whole_numbers(0, domain)), domain, "test"), path)
+    pq.write_table(pq.read_table(path).drop_columns([column]), path)
+    with pytest.raises(DataError, match=rf"ranks\.parquet: has no column '{column}'\. Evaluate again\.$"):
         load_ranks(path)
 
 

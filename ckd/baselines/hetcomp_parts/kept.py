@@ -6,7 +6,6 @@ fingerprint, and the lists from the first kept epoch to the best one with the ha
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from ckd.baselines.hetcomp_parts.rankings import (
     save_rankings,
 )
 from ckd.data.atomic import discard_partials, write_json
+from ckd.data.described import read_json
 from ckd.data.domain import Domain
 from ckd.errors import ConfigError, DataError
 from ckd.nn.recommender import Recommender
@@ -32,6 +32,9 @@ from ckd.teachers.protocol import Teacher
 FOLDER = "rankings"
 INDEX = "rankings.json"
 FORMAT = 1
+
+#: What mends a damaged index.
+AGAIN = "Delete the teacher's folder, and fine-tune it again."
 
 
 @dataclass(frozen=True)
@@ -163,10 +166,7 @@ def kept_rankings(teacher: Path, domain: Domain, fingerprint: str) -> list[Ranki
         path = teacher / FOLDER / each["file"]
         lists = load_rankings(path, domain)
         if lists.content != each["content"]:
-            raise DataError(
-                f"{path}: lists of content {lists.content}, {INDEX} says {each['content']}. "
-                "Delete the teacher's folder, and fine-tune it again."
-            )
+            raise DataError(f"{path}: lists of content {lists.content}, {INDEX} says {each['content']}. {AGAIN}")
         found.append(lists)
     return found
 
@@ -193,15 +193,16 @@ def _index(teacher: Path) -> dict[str, Any] | None:
     """What `rankings.json` says; None where there is none.
 
     Raises:
-        DataError: it is damaged, or of another format.
+        DataError: it is damaged, of another format, or lists nothing.
     """
     path = teacher / FOLDER / INDEX
-    try:
-        found = json.loads(path.read_text())
-    except FileNotFoundError:
+    if not path.exists():
         return None
-    except (ValueError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: not valid JSON ({error}). Fine-tune the teacher again.") from None
-    if not isinstance(found, dict) or found.get("format") != FORMAT:
-        raise DataError(f"{path}: no index of format {FORMAT}. Fine-tune the teacher again.")
+    found = read_json(path, AGAIN)
+    if found.get("format") != FORMAT:
+        raise DataError(f"{path}: no index of format {FORMAT}. {AGAIN}")
+    # The best epoch's are always kept.
+    lists = found.get("lists", [{}])
+    if not (lists and isinstance(lists, list) and all(isinstance(each, dict) for each in lists)):
+        raise DataError(f"{path}: names no ranking lists. {AGAIN}")
     return found

@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from ckd.baselines.common.histories import training_items, user_histories
 from ckd.data.atomic import replace_file
 from ckd.data.batch import Batch, Batches
+from ckd.data.described import parse_json
 from ckd.data.domain import Domain
 from ckd.errors import DataError, first_line
 from ckd.evaluation.ranks import scoring
@@ -163,14 +164,16 @@ def load_rankings(path: Path, domain: Domain) -> RankingLists:
     stored = (table.schema.metadata or {}).get(META)
     if stored is None:
         raise DataError(f"{path}: Parquet, but holds no ranking lists.")
-    meta = json.loads(stored)
-    if meta.pop("format", None) != FORMAT:
+    meta = parse_json(stored, path, "Fine-tune the teacher again.")
+    if meta.get("format") != FORMAT:
         raise DataError(f"{path}: ranking lists of another format than {FORMAT}. Fine-tune the teacher again.")
     if meta["domain"] != domain.fingerprint:
         raise DataError(
             f"{path}: lists of a domain with fingerprint {meta['domain']}, but {domain.name} has {domain.fingerprint}. "
             "Fine-tune the teacher again."
         )
+    if "items" not in table.column_names:
+        raise DataError(f"{path}: has no column 'items'. Fine-tune the teacher again.")
     column = table["items"].combine_chunks()
     items = column.flatten().to_numpy(zero_copy_only=False).reshape(table.num_rows, -1)
-    return RankingLists(items.astype(np.int32), **meta)
+    return RankingLists(items.astype(np.int32), meta["domain"], meta["epoch"], meta["quality"])
