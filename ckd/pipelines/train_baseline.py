@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import torch
 
-from ckd.baselines import BASELINES, model_class
+from ckd.baselines import BASELINES, taught_class
 from ckd.baselines.hetcomp import HetCompConfig, HetCompTrainer
 from ckd.baselines.hetcomp_parts.kept import choose_checkpoints, kept_epochs, kept_rankings
 from ckd.baselines.hetcomp_parts.rankings import RankingLists
@@ -164,7 +164,7 @@ def listed_teachers(work: Path, domain_name: str) -> list[str]:
 
 def _hetcomp(work: Path, domain: Domain, config: RunConfig, student: str, teachers: Sequence[str]) -> _Job:
     own = parse(HetCompConfig, config.baseline, "baseline")
-    student_class = model_class(student)
+    student_class = taught_class(student)
     student_config = parse(student_class.Config, config.student, "student")
     chosen = {run: choose_checkpoints(_kept(work, domain, run), own.checkpoints) for run in teachers}
     identity = {

@@ -15,7 +15,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ckd.baselines import hetcomp, model_class
+from ckd.baselines import hetcomp, model_class, taught_class
 from ckd.baselines.common.histories import training_items, user_histories
 from ckd.baselines.hetcomp import HetCompConfig, HetCompTrainer
 from ckd.baselines.hetcomp_parts.knowledge import importance, list_ndcg, target_lists
@@ -380,3 +380,13 @@ def test_models_are_found_among_students_and_baselines() -> None:
     assert model_class("sasrec") is SASRec
     with pytest.raises(ConfigError, match="unknown student 'sasrek'"):
         model_class("sasrek")
+
+
+def test_hetcomp_teaches_students_and_matrix_factorisation() -> None:
+    assert taught_class("mf") is MF
+    assert taught_class("sasrec") is SASRec
+    with pytest.raises(ConfigError, match="unknown student 'm'. Did you mean 'mf'"):
+        taught_class("m")
+    # The serving half of a baseline that is trained in a way of its own.
+    with pytest.raises(ConfigError, match=r"unknown student 'recguru'\. Known: .*gru4rec, lightgcn, mf, sasrec\."):
+        taught_class("recguru")
