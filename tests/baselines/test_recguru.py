@@ -248,6 +248,28 @@ def test_training_learns(domains, tmp_path) -> None:
     assert phases["tuning"][-1]["recommendation"] < phases["tuning"][0]["recommendation"] - 0.05
 
 
+def test_a_step_reads_its_losses_at_once(domains, tmp_path, monkeypatch) -> None:
+    made = trainer(domains, tmp_path)
+    weight = next(made.pair.parameters())
+    parts = {"one": weight.sum(), "other": (weight**2).mean(), "zero": weight.sum() * 0.0}
+    expected = {name: value.item() for name, value in parts.items()}
+
+    def refused(_: torch.Tensor) -> float:
+        raise AssertionError("a reading by itself")
+
+    reads = []
+    tolist = torch.Tensor.tolist
+
+    def counted(self: torch.Tensor) -> Any:
+        reads.append(self)
+        return tolist(self)
+
+    monkeypatch.setattr(torch.Tensor, "__float__", refused)
+    monkeypatch.setattr(torch.Tensor, "tolist", counted)
+    assert made._step(parts, 0) == expected
+    assert len(reads) == 1
+
+
 def test_what_each_phase_teaches(domains, tmp_path) -> None:
     made = trainer(domains, tmp_path)
     rows = {side: np.arange(8) for side in ("a", "b")}

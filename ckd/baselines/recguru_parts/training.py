@@ -233,12 +233,15 @@ class RecGURUTrainer:
 
     def _step(self, parts: dict[str, torch.Tensor], step: int) -> dict[str, float]:
         """Descend the sum of the parts; parameters that it does not depend on stay."""
-        loss = torch.stack(list(parts.values())).sum()
-        self.run.require_sound(float(loss.detach()), step, "Lower lr or adversarial_lr.")
+        values = torch.stack(list(parts.values()))
+        loss = values.sum()
+        # Read at once: each reading waits for the device.
+        total, *each = torch.cat([loss[None], values]).detach().tolist()
+        self.run.require_sound(total, step, "Lower lr or adversarial_lr.")
         self.optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
         self.optimizer.step()
-        return {name: float(value.detach()) for name, value in parts.items()}
+        return dict(zip(parts, each, strict=True))
 
     def _reconstructions(self, rows_a: Ints, rows_b: Ints) -> dict[str, torch.Tensor]:
         rows: dict[Side, Ints] = {"a": rows_a, "b": rows_b}
