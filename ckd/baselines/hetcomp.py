@@ -31,7 +31,7 @@ from ckd.baselines.hetcomp_parts.rankings import (
     list_length,
     ranking_lists,
 )
-from ckd.data.batch import Batch, Batches
+from ckd.data.batch import Batch, Batches, to_device
 from ckd.data.domain import Domain
 from ckd.distill.trainer import Trained
 from ckd.errors import DataError
@@ -98,7 +98,7 @@ class HetCompTrainer:
         self.domain, self.config, self.seed = domain, config, seed
         self.on_epoch = on_epoch or (lambda _: None)
         self.training = training_items(domain)
-        self.length = list_length(domain, config.length)
+        self.length = list_length(domain, config.length, self.training)
         self.teachers = [[self._fit_list(lists, t, v) for v, lists in enumerate(c)] for t, c in enumerate(teachers)]
         if not self.teachers or not all(self.teachers):
             raise DataError("HetComp needs ranking lists of at least one teacher, and one checkpoint of each.")
@@ -153,7 +153,8 @@ class HetCompTrainer:
         for step, users in enumerate(self._user_batches(epoch)):
             batch = self.batches(self.row_of[users]).to(self.device)
             observed, listed = (
-                torch.from_numpy(lists[users].astype(np.int64) - 1).to(self.device) for lists in (self.observed, target)
+                to_device(torch.from_numpy(lists[users].astype(np.int64) - 1), self.device)
+                for lists in (self.observed, target)
             )
             loss = weight * self._loss(loss_of, batch, users, observed, listed)
             self.optimizer.zero_grad(set_to_none=True)
@@ -187,8 +188,15 @@ class HetCompTrainer:
     ) -> torch.Tensor:
         """The sum of a loss over a batch's users; column 0 of the scores is item 1."""
 
+        n_items = self.domain.n_items
+        places, bounds = self.training.cells(users, n_items, first=1)
+        own = to_device(torch.from_numpy(places), self.device)
+
         def of_rows(scores: torch.Tensor, rows: slice) -> torch.Tensor:
-            mask = self._training_mask(users[rows])
+            start, stop, _ = rows.indices(len(users))
+            # (r, n_items) which items each user has.
+            mask = torch.zeros(scores.shape, dtype=torch.bool, device=self.device)
+            mask.view(-1).index_fill_(0, own[bounds[start] : bounds[stop]] - start * n_items, True)
             return loss_of(clamp_scores(scores), observed[rows], listed[rows], mask)
 
         encoded, table = self.student(batch)
@@ -196,13 +204,6 @@ class HetCompTrainer:
             return of_rows(self.student.score_items(encoded)[:, 1:].float(), slice(None))
         table = self.student.item_table() if table is None else table
         return loss_by_rows(of_rows, encoded, table[1:])
-
-    def _training_mask(self, users: npt.NDArray[np.int32]) -> torch.Tensor:
-        """(B, n_items) which items each user has."""
-        mask = np.zeros((len(users), self.domain.n_items), dtype=np.bool_)
-        for row, user in enumerate(users):
-            mask[row, self.training[user] - 1] = True
-        return torch.from_numpy(mask).to(self.device)
 
     def _target(self) -> npt.NDArray[np.int32]:
         """(n_users, K) what the teachers recommend where each user is."""

@@ -177,6 +177,33 @@ def test_training_items_are_distinct_and_the_latest_first(domain) -> None:
         assert items.tolist() == list(dict.fromkeys(reversed(part)))
 
 
+def test_the_places_of_users_items_in_a_matrix(domain) -> None:
+    training = training_items(domain)
+    assert len(training) == domain.n_users
+    users = np.array([3, 0, domain.n_users - 1])
+    for first in (0, 1):
+        width = domain.n_items + 1 - first
+        places, bounds = training.cells(users, width, first)
+        for row, user in enumerate(users):
+            found = places[bounds[row] : bounds[row + 1]] - row * width + first
+            assert found.tolist() == training[user].tolist()
+        assert bounds[-1] == len(places)
+    with pytest.raises(IndexError):
+        training[domain.n_users]
+
+
+def test_training_items_are_sought_once(domain, monkeypatch) -> None:
+    calls = []
+
+    def counted(domain: Domain) -> Any:
+        calls.append(domain)
+        return training_items(domain)
+
+    monkeypatch.setattr("ckd.baselines.hetcomp_parts.rankings.training_items", counted)
+    ranking_lists(mf(domain), domain, 12)
+    assert len(calls) == 1
+
+
 def test_lists_are_as_long_as_the_catalogue_allows(domain) -> None:
     most = max(len(items) for items in training_items(domain))
     assert list_length(domain, 10_000) == domain.n_items - most
@@ -255,8 +282,8 @@ def test_rankings_that_cannot_be_read_are_refused(domain, tmp_path) -> None:
 
 
 def trainer(domain: Domain, teachers: Any, folder: Path, make: Any = mf, **options: Any) -> HetCompTrainer:
-    config = options.pop("config", QUICK)
-    return HetCompTrainer(make(domain, 99), domain, teachers, config, folder, {"run": 1}, device="cpu", **options)
+    config, device = options.pop("config", QUICK), options.pop("device", "cpu")
+    return HetCompTrainer(make(domain, 99), domain, teachers, config, folder, {"run": 1}, device=device, **options)
 
 
 @pytest.mark.parametrize("make", [mf, sasrec])
@@ -278,14 +305,31 @@ def test_a_student_that_factors_is_scored_by_rows(domain, teachers, tmp_path, mo
     kind = model_class(name)
     monkeypatch.setattr(chunks, "CHUNK_ELEMENTS", 5 * domain.n_items)
     rows = []
+    made = trainer(domain, teachers, tmp_path, lambda *_: kind.create(kind.Config(), domain))
+    training = training_items(domain)
 
     def noted(scores: torch.Tensor, *lists: torch.Tensor) -> torch.Tensor:
         rows.append(len(scores))
+        for observed, own in zip(lists[0], lists[2], strict=True):
+            # The latest items tell whose row it is.
+            latest = (observed[observed >= 0] + 1).tolist()
+            (users,) = np.nonzero([items[: len(latest)].tolist() == latest for items in training])
+            assert any(sorted(training[user]) == (own.nonzero()[:, 0] + 1).tolist() for user in users)
         return overall_loss(scores, *lists)
 
     monkeypatch.setattr(hetcomp, "overall_loss", noted)
-    trainer(domain, teachers, tmp_path, lambda *_: kind.create(kind.Config(), domain)).fit()
+    made.fit()
     assert max(rows) == 5
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+def test_a_gpu_lists_and_teaches_the_same(domain, teachers, tmp_path) -> None:
+    scores = torch.randint(0, 9, (50, 300), generator=torch.Generator().manual_seed(0)).float()
+    assert torch.equal(first_columns(scores.cuda(), 20).cpu(), first_columns(scores, 20))
+    expected = ranking_lists(mf(domain), domain, 12)
+    assert (ranking_lists(mf(domain).cuda(), domain, 12) == expected).mean() > 0.99
+    one, other = (trainer(domain, teachers, tmp_path / name, device=name).fit().rows for name in ("cpu", "cuda"))
+    assert [row["loss"] for row in one] == pytest.approx([row["loss"] for row in other], rel=1e-3)
 
 
 def test_training_passes_from_the_overall_to_the_rank_loss(domain, teachers, tmp_path) -> None:
@@ -385,7 +429,7 @@ def test_models_are_found_among_students_and_baselines() -> None:
 def test_hetcomp_teaches_students_and_matrix_factorisation() -> None:
     assert taught_class("mf") is MF
     assert taught_class("sasrec") is SASRec
-    with pytest.raises(ConfigError, match="unknown student 'm'. Did you mean 'mf'"):
+    with pytest.raises(ConfigError, match=r"unknown student 'm'\. Did you mean 'mf'"):
         taught_class("m")
     # The serving half of a baseline that is trained in a way of its own.
     with pytest.raises(ConfigError, match=r"unknown student 'recguru'\. Known: .*gru4rec, lightgcn, mf, sasrec\."):

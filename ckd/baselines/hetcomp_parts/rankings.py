@@ -19,9 +19,9 @@ import pyarrow.parquet as pq
 import torch
 from torch.nn import functional as F
 
-from ckd.baselines.common.histories import training_items, user_histories
+from ckd.baselines.common.histories import UserItems, training_items, user_histories
 from ckd.data.atomic import replace_file
-from ckd.data.batch import Batch, Batches
+from ckd.data.batch import Batch, Batches, to_device
 from ckd.data.described import parse_json
 from ckd.data.domain import Domain
 from ckd.errors import DataError, first_line
@@ -69,13 +69,17 @@ class RankingLists:
         return digest.hexdigest()
 
 
-def list_length(domain: Domain, wanted: int = LENGTH) -> int:
+def list_length(domain: Domain, wanted: int = LENGTH, training: UserItems | None = None) -> int:
     """How long lists can be: `wanted`, or what the catalogue leaves to the user with the most training items.
+
+    Args:
+        training: the domain's `training_items`, where they are at hand.
 
     Raises:
         DataError: fewer than ten items.
     """
-    left = domain.n_items - max((len(items) for items in training_items(domain)), default=0)
+    training = training_items(domain) if training is None else training
+    left = domain.n_items - int(np.diff(training.indptr).max(initial=0))
     if left < LEAST:
         raise DataError(
             f"{domain.name}: a user has all but {left} of {domain.n_items} items; ranking lists need {LEAST} others. "
@@ -96,8 +100,8 @@ def ranking_lists(model: Recommender | Teacher, domain: Domain, length: int = LE
     Raises:
         DataError: a user has nearly every item, a score is NaN, or the model knows other histories alone.
     """
-    k = list_length(domain, length)
     training = training_items(domain)
+    k = list_length(domain, length, training)
     histories = user_histories(domain)
     build = Batches(domain, histories)
     found = np.zeros((domain.n_users, k), dtype=np.int32)
@@ -106,12 +110,12 @@ def ranking_lists(model: Recommender | Teacher, domain: Domain, length: int = LE
     blocks = [order[start : start + size] for start in range(0, len(order), size)]
     for ids, scores in zip(blocks, _scores(model, domain, (build(ids) for ids in blocks)), strict=True):
         users = histories.users[ids]
-        for row, user in enumerate(users):
-            scores[row, training[user]] = -torch.inf
+        own, _ = training.cells(users, scores.shape[1], first=0)
+        scores.view(-1).index_fill_(0, to_device(torch.from_numpy(own), scores.device), -torch.inf)
         scores[:, 0] = -torch.inf
         if bool(scores.isnan().any()):
             raise DataError(f"{type(model).__name__}: NaN among its scores on {domain.name}. It diverged; lower lr.")
-        found[users] = first_columns(scores, k).to(torch.int32).numpy()
+        found[users] = first_columns(scores, k).to(torch.int32).cpu().numpy()
     return found
 
 
@@ -128,13 +132,13 @@ def first_columns(scores: torch.Tensor, k: int) -> torch.Tensor:
 
 
 def _scores(model: Recommender | Teacher, domain: Domain, batches: Iterable[Batch]) -> Iterator[torch.Tensor]:
-    """(B, n_items + 1) scores on the CPU for each batch; those of padding, column 0, mean nothing."""
+    """(B, n_items + 1) scores for each batch, where the model lies; those of padding, column 0, mean nothing."""
     device = device_of(model)
     with evaluating(model):
         encode, score = scoring(model, domain, device)
         for batch in batches:
             scores = score(encode(batch.to(device)), 1, domain.n_items + 1)
-            yield F.pad(scores.float().cpu(), (1, 0))
+            yield F.pad(scores.float(), (1, 0))
 
 
 def save_rankings(lists: RankingLists, path: Path) -> None:
