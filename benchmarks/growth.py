@@ -20,7 +20,7 @@ import numpy as np
 import polars as pl
 import torch
 
-from benchmarks.ours import peak_memory_mb
+from benchmarks.device import memory_cells, memory_headers, peak_memory
 from ckd.config import PlanConfig, TrainConfig
 from ckd.data.domain import Domain
 from ckd.distill.plan import build_plan
@@ -82,7 +82,7 @@ def point(n_instances: int, n_items: int, ce: str, precision: str) -> dict[str, 
         "steps": steps,
         "timed_steps": len(seconds) - 1,
         "epoch_seconds": each * steps,
-        "peak_memory_mb": peak_memory_mb(),
+        **peak_memory(),
         "table_mb": n_items * 64 * 4 / 1e6,
     }
 
@@ -126,8 +126,8 @@ def main() -> None:
     wanted += [(SOME_INSTANCES, n, "full") for n in ITEMS[1:]]
     wanted += [(SOME_INSTANCES, n, "in-batch-logq") for n in ITEMS]
     points = []
-    print("| instances | items | cross-entropy | s/epoch | instances/s | peak MB | item table MB |")
-    print("|---|---|---|---|---|---|---|")
+    headers = ["instances", "items", "cross-entropy", "s/epoch", "instances/s", *memory_headers(), "item table MB"]
+    print(f"| {' | '.join(headers)} |\n{'|---' * len(headers)}|")
     for each in wanted:
         command = [sys.executable, "-m", "benchmarks.growth", "--precision", options.precision]
         done = subprocess.run([*command, "--point", *map(str, each)], stdout=subprocess.PIPE, text=True, check=True)
@@ -139,7 +139,7 @@ def main() -> None:
         )
         print(
             f"| {found['instances']:,} | {found['items']:,} | {found['ce']} | {found['epoch_seconds']:.1f}{note} "
-            f"| {rate:,.0f} | {found['peak_memory_mb']:,.0f} | {found['table_mb']:,.0f} |",
+            f"| {rate:,.0f} | {' | '.join(memory_cells([found]))} | {found['table_mb']:,.0f} |",
             flush=True,
         )
     if options.figure:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.device import memory_cells, memory_headers
 from benchmarks.training import HERE, WORK, benchmark_files, recbole_python, run
 from ckd.pipelines.prepare import prepare
 from ckd.pipelines.workspace import domain_folder
@@ -67,7 +68,8 @@ def main() -> None:
     if not domain_folder(WORK, name).exists():
         prepare(WORK, arguments.data / name, name=name)
     python, files = recbole_python(), benchmark_files(arguments.data / name, name)
-    print("| model | | inst/s (min–max) | s/epoch | s/validation | peak MB |\n|---|---|---|---|---|---|")
+    headers = ["model", "", "inst/s (min–max)", "s/epoch", "s/validation", *memory_headers()]
+    print(f"| {' | '.join(headers)} |\n{'|---' * len(headers)}|")
     for model, peers in MODELS.items():
         theirs = [python, HERE / "recbole" / "peer.py", files, name, model, "--steps", peers.steps]
         ours = [sys.executable, "-m", "benchmarks.ours", WORK, name, "--student", peers.student]
@@ -81,18 +83,19 @@ def main() -> None:
                 found[side].append(run(command))
         medians = {side: _row(model, side, runs) for side, runs in found.items()}
         ratios = [medians["ckd"][0] / medians["RecBole"][0], medians["RecBole"][1] / medians["ckd"][1]]
-        print(f"| {model} | ratio | {ratios[0]:.1f} | | {ratios[1]:.1f} | |", flush=True)
+        print(f"| {model} | ratio | {ratios[0]:.1f} | | {ratios[1]:.1f} |{' |' * len(memory_headers())}", flush=True)
 
 
 def _row(model: str, side: str, runs: list[dict[str, Any]]) -> tuple[float, float]:
     """Prints one side; its instances a second and seconds of a validation pass."""
     rates = [each["instances_per_second"] for each in runs]
-    rate, epoch, validation, memory = (
+    rate, epoch, validation = (
         statistics.median(each[key] for each in runs)
-        for key in ("instances_per_second", "epoch_seconds", "evaluate_seconds", "peak_memory_mb")
+        for key in ("instances_per_second", "epoch_seconds", "evaluate_seconds")
     )
     spread = f"{rate:,.0f} ({min(rates):,.0f}–{max(rates):,.0f})"
-    print(f"| {model} | {side} | {spread} | {epoch:.2f} | {validation:.2f} | {memory:,.0f} |", flush=True)
+    cells = [model, side, spread, f"{epoch:.2f}", f"{validation:.2f}", *memory_cells(runs)]
+    print(f"| {' | '.join(cells)} |", flush=True)
     return rate, validation
 
 

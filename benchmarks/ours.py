@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.device import peak_memory
 from ckd.config import load_config, parse
 from ckd.data.domain import Domain
 from ckd.distill.trainer import Trainer, with_defaults
@@ -23,12 +24,6 @@ from ckd.pipelines.plan import make_plan
 from ckd.pipelines.score_binding import open_scores
 from ckd.pipelines.workspace import domain_folder
 from ckd.students import STUDENTS
-
-
-def peak_memory_mb() -> float:
-    """Most memory this process has held; ru_maxrss would not do, which is inherited from whoever started it."""
-    status = Path("/proc/self/status").read_text()
-    return int(status.split("VmHWM:")[1].split()[0]) / 1024
 
 
 def main() -> None:
@@ -72,7 +67,7 @@ def main() -> None:
         "epoch_seconds": statistics.median(row["seconds"] for row in rows),
         "waiting_share": statistics.median(row["waiting_share"] for row in rows),
         "evaluate_seconds": time.perf_counter() - began,
-        "peak_memory_mb": peak_memory_mb(),
+        **peak_memory(),
     }
     print(json.dumps(result))
 

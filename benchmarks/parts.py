@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from benchmarks.device import memory_cells, memory_headers
 from benchmarks.training import WORK, teachers
 from ckd.pipelines.encode_items import EncodeConfig, encode_items
 from ckd.pipelines.prepare import prepare
@@ -129,14 +130,13 @@ def main() -> None:
             done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
             runs.append(json.loads(done.stdout.splitlines()[-1]))
     whole = statistics.median(run["epoch_seconds"] for run in found["nothing"])
-    print("| without | s/epoch (min–max) | times as long | peak MB |\n|---|---|---|---|")
+    headers = ["without", "s/epoch (min–max)", "times as long", *memory_headers()]
+    print(f"| {' | '.join(headers)} |\n{'|---' * len(headers)}|")
     for part, runs in found.items():
         seconds = [run["epoch_seconds"] for run in runs]
         middle = statistics.median(seconds)
-        memory = statistics.median(run["peak_memory_mb"] for run in runs)
-        print(
-            f"| {part} | {middle:.2f} ({min(seconds):.2f}–{max(seconds):.2f}) | {middle / whole:.2f} | {memory:,.0f} |"
-        )
+        spread = f"{middle:.2f} ({min(seconds):.2f}–{max(seconds):.2f})"
+        print(f"| {' | '.join([part, spread, f'{middle / whole:.2f}', *memory_cells(runs)])} |")
 
 
 if __name__ == "__main__":

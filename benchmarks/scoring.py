@@ -30,6 +30,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.device import synchronise
 from benchmarks.training import WORK
 from ckd.config import RunConfig
 from ckd.data.domain import Domain
@@ -37,6 +38,7 @@ from ckd.data.example import TARGET
 from ckd.data.features import IMAGE, TEXT, list_features
 from ckd.distill.plan import Plan
 from ckd.errors import CkdError
+from ckd.nn.device import device_of
 from ckd.pipelines.encode_items import EncodeConfig, encode_items
 from ckd.pipelines.example import prepare_example
 from ckd.pipelines.finetune_teacher import finetune_teacher, load_teacher
@@ -102,8 +104,11 @@ class Forwards:
 
         def wrap(name: str, kind: str) -> Any:
             def encode(teacher: Any, asked: Any) -> Any:
+                device = device_of(teacher)
+                synchronise(device)  # with what was launched before, which is no encoding
                 began = time.perf_counter()
                 vectors = original[name](teacher, asked)
+                synchronise(device)
                 self.seconds += time.perf_counter() - began
                 setattr(self, kind, getattr(self, kind) + len(vectors))
                 return vectors

@@ -18,6 +18,7 @@ import venv
 from pathlib import Path
 from typing import Any
 
+from benchmarks.device import memory_cells, memory_headers
 from ckd.config import load_config
 from ckd.console import out
 from ckd.data.atomic import replace_file
@@ -169,10 +170,10 @@ def report(measured: dict[str, list[dict[str, Any]]]) -> None:
                 f"{rate / shipped:.1f}",
                 f"{rate / trimmed:.2f}",
                 f"{median(variant, 'evaluate_seconds'):.2f}" if "evaluate_seconds" in runs[0] else "",
-                f"{median(variant, 'peak_memory_mb'):,.0f}",
+                *memory_cells(runs),
             ]
         )
-    headers = ["SASRec", "inst/s (min–max)", "s/epoch", "× shipped", "× trimmed", "s/validation", "peak MB"]
+    headers = ["SASRec", "inst/s (min–max)", "s/epoch", "× shipped", "× trimmed", "s/validation", *memory_headers()]
     for line in (headers, ["---"] * len(headers), *rows):
         print("| " + " | ".join(line) + " |")
     for precision in ("", " bf16"):

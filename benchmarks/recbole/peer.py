@@ -30,10 +30,20 @@ WARM_UP = 3
 LENGTHS = (2, 4, 8, 16, 50)
 
 
-def peak_memory_mb() -> float:
-    """Most memory this process has held; ru_maxrss would not do, which is inherited from whoever started it."""
+def peak_memory() -> dict[str, float]:
+    """Most memory this process has held, and a GPU's tensors where there is one, as `benchmarks/device.py` has it."""
     status = Path("/proc/self/status").read_text()
-    return int(status.split("VmHWM:")[1].split()[0]) / 1024
+    found = {"peak_memory_mb": int(status.split("VmHWM:")[1].split()[0]) / 1024}
+    if torch.cuda.is_available():
+        found["peak_gpu_mb"] = torch.cuda.max_memory_allocated() / 2**20
+    return found
+
+
+def clock(device: torch.device) -> float:
+    """Seconds, once a GPU has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
 
 
 def trim(model: torch.nn.Module) -> None:
@@ -128,7 +138,7 @@ def main() -> None:
         result |= {"seconds": seconds, "valid": dict(best), "test": dict(tested)}
     else:
         result |= measure(trainer, model, train, None if arguments.train_only else valid, arguments.steps)
-    result["peak_memory_mb"] = peak_memory_mb()
+    result |= peak_memory()
     print(json.dumps(result))
 
 
@@ -137,24 +147,25 @@ def measure(
 ) -> dict[str, float]:
     """Instances a second in training, and seconds of one validation pass, where there is something to validate on."""
     model.train()
+    device = torch.device(trainer.device)
     count = seconds = 0.0
     for number, batch in enumerate(train):
         if number == steps + WARM_UP:
             break
-        batch = batch.to(trainer.device)
-        began = time.perf_counter()
+        batch = batch.to(device)
+        began = clock(device)
         trainer.optimizer.zero_grad()
         loss = model.calculate_loss(batch)
         loss.backward()
         trainer.optimizer.step()
         if number >= WARM_UP:
-            seconds += time.perf_counter() - began
+            seconds += clock(device) - began
             count += len(batch)
     found = {"instances_per_second": count / seconds, "epoch_seconds": len(train.dataset) * seconds / count}
     if valid is not None:
-        began = time.perf_counter()
+        began = clock(device)
         trainer.evaluate(valid, load_best_model=False, show_progress=False)
-        found["evaluate_seconds"] = time.perf_counter() - began
+        found["evaluate_seconds"] = clock(device) - began
     return found
 
 
