@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ckd.commands.options import WORK, Config, DomainName, Json, Override, Seed, Work, settings_of
+from ckd.commands.options import WORK, Config, DomainName, Json, Override, Seed, Work, refuse, settings_of
 
 Replace = Annotated[bool, typer.Option("--replace", help="Take the place of another domain of that name.")]
 
@@ -76,9 +76,9 @@ def encode_items(
 
     if vectors is None:
         importing = {"--ids": ids, "--dim": dim, "--vector-column": vector_column, "--id-column": id_column}
-        _refuse(importing, "is for importing vectors, with --vectors")
+        refuse(importing, "is for importing vectors, with --vectors")
     else:
-        _refuse({"--model": model, "--images": images}, "nothing is encoded where --vectors are ready-made")
+        refuse({"--model": model, "--images": images}, "nothing is encoded where --vectors are ready-made")
     settings = settings_of(config, override)
     modality = modality or settings.features.get("modality", "text")
     parse(EncodeConfig, {"modality": modality}, "features")
@@ -105,10 +105,3 @@ def encode_items(
             keys[modality] = {**keys.get(modality, {}), "model": model}
         encoded = run(work, domain, parse(EncodeConfig, keys, "features"), bars)
     views.record(f"Feature {encoded.feature} of {domain}", encoded, json)
-
-
-def _refuse(options: dict[str, Any], why: str) -> None:
-    """Refuse options that would have no effect."""
-    for option, value in options.items():
-        if value is not None:
-            raise typer.BadParameter(f"{option} {value}: {why}. Leave it out.")

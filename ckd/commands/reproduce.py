@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ckd.commands.options import WORK, Config, Json, Override, Work, names_in, settings_of
+from ckd.commands.options import WORK, Config, Json, Override, Work, names_if_given, settings_of
 
 #: Of every command, before its own: the option and its default.
 WHERE: dict[str, tuple[Any, Any]] = {
@@ -157,16 +157,16 @@ def _run(
     from ckd.pipelines.reproduce.study import make_study
 
     settings = settings_of(config, override, used=("methods", "base"))
-    options = room.Options(**{key: tuple(names_in(text)) if text else None for key, text in chosen.items()})
+    options = room.Options(**{key: names_if_given(text) for key, text in chosen.items()})
     with console.bars() as bars:
         study = make_study(
             work,
             data,
-            names_in(domains) if domains else None,
+            names_if_given(domains),
             seeds,
             settings,
-            teachers=names_in(teachers) if teachers else None,
-            sources=names_in(sources) if sources else (),
+            teachers=names_if_given(teachers),
+            sources=names_if_given(sources) or (),
             teacher_seeds=teacher_seeds,
             progress=bars,
             say=views.say(json),

@@ -17,7 +17,8 @@ from ckd.commands.options import (
     Scores,
     Seed,
     Work,
-    names_in,
+    names_if_given,
+    refuse,
     settings_of,
 )
 
@@ -47,10 +48,12 @@ def plan(
     from ckd.pipelines import plan as pipeline
     from ckd.pipelines.teacher_difficulty import scores_for_plan
 
+    if dry_run:
+        refuse({"--show": show, "--figure": figure}, "there is no plan to show or draw after a --dry-run")
+    runs = names_if_given(teachers)
     settings = settings_of(config, override, seed)
     if figure:
         pipeline.check_picture(figure)
-    runs = names_in(teachers) if teachers else None
     with console.bars() as bars:
         known = scores_for_plan(work, domain, settings.plan, scored_plan, runs, scores, bars)
         if dry_run:
@@ -71,7 +74,7 @@ def teacher_score(
     item_vectors: Annotated[Path | None, typer.Option(help="Vectors of items, from the same model.")] = None,
     run: Annotated[str | None, typer.Option(help="With vectors: name of the teacher they become.")] = None,
     codec: Annotated[str | None, typer.Option(help="f16, u8, vectors or tensor.")] = None,
-    workers: Annotated[int, typer.Option(min=1, help="Processes on this machine.")] = 1,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes on this machine; without, one.")] = None,
     scores: Scores = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be computed and written.")] = False,
     work: Work = WORK,
@@ -84,6 +87,8 @@ def teacher_score(
     from ckd.pipelines import teacher_score as pipeline
     from ckd.pipelines.score_estimate import estimate_scoring
 
+    if dry_run:
+        refuse({"--workers": workers, "--scores": scores}, "nothing is computed or written in a --dry-run")
     settings = settings_of(config, [*(override or []), *([f"score.codec={codec}"] if codec else [])])
     if user_vectors or item_vectors:
         if teacher != "vectors" or not (user_vectors and item_vectors):
@@ -91,6 +96,8 @@ def teacher_score(
         if dry_run:
             raise typer.BadParameter("--dry-run: ready-made vectors leave nothing to estimate")
         teacher = pipeline.adopt_vectors(work, domain, settings, user_vectors, item_vectors, run)
+    else:
+        refuse({"--run": run}, "names the teacher that --user-vectors and --item-vectors become")
     if dry_run:
         views.record(
             f"Scoring {domain} with {teacher} would take",
@@ -99,21 +106,23 @@ def teacher_score(
         )
         return
     with console.bars() as bars:
-        scored = pipeline.teacher_score(work, domain, teacher, settings, plan, scores, workers, bars)
+        scored = pipeline.teacher_score(work, domain, teacher, settings, plan, scores, workers or 1, bars)
     views.scored(scored, json)
 
 
 def inspect(
     location: Annotated[str, typer.Argument(help="A store's folder or URI.")],
     figure: Annotated[Path | None, typer.Option(help="Draw one batch's matrix here: .png or .svg.")] = None,
-    batch: Annotated[int, typer.Option(min=0, help="Which batch to draw.")] = 0,
+    batch: Annotated[int | None, typer.Option(min=0, help="Which batch to draw; without, the first.")] = None,
     json: Json = False,
 ) -> None:
     """What a store holds, for which teacher, plan and temperature, how large and how fast it reads."""
     from ckd import views
     from ckd.store.inspect import inspect_store
 
-    views.record(location, inspect_store(location, figure=figure, batch=batch), json)
+    if figure is None:
+        refuse({"--batch": batch}, "nothing is drawn without --figure")
+    views.record(location, inspect_store(location, figure=figure, batch=batch or 0), json)
 
 
 def verify(

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from ckd.commands.options import (
+    UNDISTILLED,
     WORK,
     Config,
     DomainName,
@@ -18,8 +19,11 @@ from ckd.commands.options import (
     Scores,
     Seed,
     Work,
+    names_if_given,
     names_in,
-    say_planned,
+    planned,
+    refuse,
+    say_unused,
     settings_of,
 )
 
@@ -57,14 +61,14 @@ def train_student(
     from ckd.pipelines.train_student import scored_teachers
     from ckd.pipelines.train_student import train_student as train
 
-    settings = settings_of(config, override, seed)
-    say_planned(override)
-    if no_distill and teachers:
+    if no_distill and teachers is not None:
         raise typer.BadParameter("--teachers and --no-distill contradict each other")
     if no_distill:
-        chosen: list[str] = []
-    else:
-        chosen = names_in(teachers) if teachers else scored_teachers(work, domain, plan, scores)
+        refuse({"--scores": scores, "--allow-mismatch": allow_mismatch}, UNDISTILLED["distill"])
+    named = names_if_given(teachers)
+    settings = settings_of(config, override, seed)
+    say_unused(override, planned() | (UNDISTILLED if no_distill else {}))
+    chosen = () if no_distill else named or scored_teachers(work, domain, plan, scores)
     with parallel.joined(settings.train.device) as processes, console.bars(processes.first) as bars:
         result = train(
             work,
@@ -107,10 +111,11 @@ def train_baseline(
     from ckd.pipelines.train_baseline import listed_teachers
     from ckd.pipelines.train_baseline import train_baseline as train
 
+    chosen = names_if_given(teachers) or ()
     settings = settings_of(config, override, seed)
-    chosen = names_in(teachers) if teachers else []
-    if not teachers and baseline == "hetcomp" and source is None:
-        chosen = listed_teachers(work, domain)
+    say_unused(override, _unused(baseline))
+    if teachers is None and baseline == "hetcomp" and source is None:
+        chosen = tuple(listed_teachers(work, domain))
     with console.bars() as bars:
         result = train(
             work,
@@ -126,6 +131,17 @@ def train_baseline(
             on_epoch=views.baseline_epoch_printer(json),
         )
     views.trained(result, json)
+
+
+def _unused(baseline: str) -> dict[str, str]:
+    """What a baseline does not read of the configuration, and why."""
+    from ckd.config import TrainConfig
+
+    own = "a baseline's settings are its section baseline"
+    unused = dict.fromkeys(("prepare", "features", "plan", "score", "distill", "teacher"), own)
+    unused |= {f"train.{name}": f"{own}, and of train the device" for name in TrainConfig.model_fields}
+    del unused["train.device"]
+    return unused | ({"student": "recguru trains a model of its own"} if baseline == "recguru" else {})
 
 
 def evaluate(

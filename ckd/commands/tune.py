@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ckd.commands.options import (
+    UNDISTILLED,
     WORK,
     Config,
     DomainName,
@@ -16,8 +17,10 @@ from ckd.commands.options import (
     Scores,
     Seed,
     Work,
-    names_in,
-    say_planned,
+    names_if_given,
+    planned,
+    refuse,
+    say_unused,
     settings_of,
 )
 
@@ -65,8 +68,10 @@ def tune(
     from ckd.pipelines.tune import Request
     from ckd.pipelines.tune import tune as run
 
-    if no_distill and (teachers or both):
+    if no_distill and (teachers is not None or both):
         raise typer.BadParameter("--no-distill contradicts --teachers and --both")
+    if no_distill:
+        refuse({"--scores": scores}, UNDISTILLED["distill"])
     kinds: tuple[Kind, ...] = ("base", "distilled") if both else ("base",) if no_distill else ("distilled",)
     request = Request(
         student=student,
@@ -75,14 +80,14 @@ def tune(
         sampler=sampler,
         space=space,
         vary=tuple(vary or ()),
-        teachers=tuple(names_in(teachers)) if teachers else (),
+        teachers=names_if_given(teachers) or (),
         plan=plan,
         scores=scores,
         name=name,
         restart=restart,
     )
     settings = settings_of(config, override, seed, used=("base",))
-    say_planned(override)
+    say_unused(override, planned() | (UNDISTILLED if no_distill else {}))
     with console.bars() as bars:
         found = run(work, domain, settings, request, progress=bars, on_trial=views.trial_printer(json))
     views.tuned(found, json)

@@ -48,6 +48,12 @@ def test_hetcomp_from_the_teachers_to_the_recommendations(ckd: Ckd, studio: Any,
     assert [row["epoch"] for row in again.json["log"]] == [0, 1]
     evaluated = ckd("evaluate", *at(studio), "--run", "hetcomp-mf-kept", "--against", "kept", "--json").json
     assert evaluated["comparisons"]["mrr"]["n"] == studio.domain.n_users
+    told = ckd(*train, "-o", "student={embedding_size: 8}", "-o", "train.lr=1", "-o", "train.device=cpu", "--json")
+    assert told.json["reused"]
+    assert told.err == (
+        "ckd: train.lr: a baseline's settings are its section baseline, and of train the device; "
+        "it changes nothing here.\n"
+    )
     request = studio.work / "requests.jsonl"
     request.write_text(json.dumps({"user": studio.domain.user_ids[0]}))
     answer = ckd("recommend", *at(studio), "--run", "hetcomp-mf-kept", "-k", 3, request)
@@ -64,6 +70,12 @@ def test_recguru_and_the_serving_report(ckd: Ckd, studio: Any, config: Path) -> 
     assert [line.split()[2] for line in people.err.splitlines()] == ["warmup", "adversarial", "tuning"]
     run = f"recguru-{source}"
     assert f"{run}: best epoch" in people.out
+    told = ckd(*train, "-o", "student.hidden_size=16", "-o", "plan.buckets=2", "-o", "seed=3", "--json")
+    assert told.json["reused"]
+    assert told.err == (
+        "ckd: student.hidden_size: recguru trains a model of its own; it changes nothing here.\n"
+        "ckd: plan.buckets: a baseline's settings are its section baseline; it changes nothing here.\n"
+    )
     serve = ["serving", *at(studio), "--runs", f"{run},unisrec-0", "--batch-sizes", "1,4", "--repeats", 2]
     table = ckd(*serve, "--device", "cpu", "--json").json
     assert [row["run"] for row in table["rows"]] == [run, "unisrec-0"]

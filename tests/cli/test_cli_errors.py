@@ -150,6 +150,49 @@ def test_bad_input_is_one_line(
     assert [name for name in before if before[name][1] != after[name][1]] == []
 
 
+#: Options that are well formed and would have no effect, and what the usage error says of them.
+WITHOUT_EFFECT = [
+    ("encode-items --domain d --ids f", "--ids f: is for importing vectors"),
+    ("encode-items --domain d --vectors f --model m", "--model m: nothing is encoded"),
+    ("plan --domain d --dry-run --show", "--show: there is no plan to show or draw"),
+    ("plan --domain d --dry-run --figure f.png", "--figure f.png: there is no plan to show or draw"),
+    ("teacher-score --domain d --teacher t --run other", "--run other: names the teacher that --user-vectors and"),
+    ("teacher-score --domain d --teacher t --dry-run --workers 2", "--workers 2: nothing is computed or written"),
+    ("teacher-score --domain d --teacher t --dry-run --scores s", "--scores s: nothing is computed or written"),
+    ("train-student --domain d --no-distill --scores s", "--scores s: nothing is distilled"),
+    ("train-student --domain d --no-distill --allow-mismatch", "--allow-mismatch: nothing is distilled"),
+    ("tune --domain d --no-distill --scores s", "--scores s: nothing is distilled"),
+    ("store inspect s --batch 0", "--batch 0: nothing is drawn without --figure"),
+]
+
+#: Lists of names that are given and empty, which is not to leave them out.
+EMPTY = [
+    ("plan --domain d", "--teachers"),
+    ("train-student --domain d", "--teachers"),
+    ("train-student --domain d --no-distill", "--teachers"),
+    ("train-baseline --domain d --baseline hetcomp", "--teachers"),
+    ("tune --domain d", "--teachers"),
+    ("tune --domain d --no-distill", "--teachers"),
+    *(("reproduce table3 --dry-run", option) for option in ("--domains", "--teachers", "--sources", "--methods")),
+    ("reproduce figure5 --dry-run", "--what"),
+]
+
+
+@pytest.mark.parametrize(("words", "message"), WITHOUT_EFFECT, ids=[words for words, _ in WITHOUT_EFFECT])
+def test_options_without_effect_are_refused(ckd: Ckd, words: str, message: str) -> None:
+    found = ckd(*words.split())
+    assert found.code == 2
+    assert message in found.err
+    assert found.err.endswith(". Leave it out.\n")
+
+
+@pytest.mark.parametrize(("words", "option"), EMPTY, ids=[" ".join(each) for each in EMPTY])
+def test_an_empty_list_is_not_everything(ckd: Ckd, words: str, option: str) -> None:
+    found = ckd(*words.split(), option, "")
+    assert found.code == 2
+    assert re.search(r"'' names nothing|--no-distill", found.err)
+
+
 def test_errors_of_the_disk_are_one_line(ckd: Ckd, studio: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a full disk the system does not name the file; we do."""
     words = ["train-student", "--domain", studio.domain.name, "--work", studio.work, "--no-distill"]

@@ -279,6 +279,11 @@ def test_settings_that_the_plan_gives_students_are_said_to_change_nothing(ckd: C
         f"ckd: train.{name}: a student's batches are its plan's (plan.{name}); it changes nothing here.\n"
         for name in ("batch_size", "layout")
     )
+    told = ckd(*words, "--run", "whole", "-o", "train={layout: user, epochs: 1}", "-o", "distill.lambda=3", "--json")
+    assert told.err == (
+        "ckd: train.layout: a student's batches are its plan's (plan.layout); it changes nothing here.\n"
+        "ckd: distill.lambda: nothing is distilled with --no-distill; it changes nothing here.\n"
+    )
 
 
 def test_plan_dry_run(ckd: Ckd, everything: Snapshots, studio: Any, config: Path) -> None:
