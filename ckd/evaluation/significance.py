@@ -45,7 +45,7 @@ class Comparison:
         low, high: confidence interval of the mean difference: Student's t, or the bootstrap's percentiles.
         confidence: its coverage, such as 0.95.
         statistic: t; z of the signed-rank sum; or, for the bootstrap, the difference in bootstrap standard errors.
-            Infinite where every pair differs by the same amount.
+            Infinite, but for z, where every pair differs by the same amount.
         p_value: two-sided.
         effect_size: mean difference over the standard deviation of the differences (Cohen's d_z).
         wins, losses: pairs in which a is better, or worse.
@@ -220,7 +220,8 @@ def _bootstrap(differences: Values, confidence: float, seed: int) -> tuple[float
     slack = 1e-12 * float(np.abs(differences).max())
     extreme = int((np.abs(means - observed) >= abs(observed) - slack).sum())
     low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return _ratio(observed, float(means.std())), (1 + extreme) / (1 + RESAMPLES), float(low), float(high)
+    error = float(means.std()) if np.ptp(differences) else 0.0  # of equal numbers std is a rounding, and not 0
+    return _ratio(observed, error), (1 + extreme) / (1 + RESAMPLES), float(low), float(high)
 
 
 def _check_same_targets(a: Ranks, b: Ranks) -> None:

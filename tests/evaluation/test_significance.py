@@ -113,6 +113,16 @@ def test_a_constant_difference_is_certain() -> None:
     assert (found.p_value, found.statistic, found.low, found.high) == (0, math.inf, 0.5, 0.5)
 
 
+@pytest.mark.parametrize(
+    ("test", "statistic"), [("t", -math.inf), ("wilcoxon", -math.sqrt(30)), ("bootstrap", -math.inf)]
+)
+def test_the_statistic_of_a_constant_difference(test: str, statistic: float) -> None:
+    """Of thirty times a tenth neither the mean nor the standard deviation is exact."""
+    found = paired_test([0.0] * 30, [0.1] * 30, test=test)
+    assert found.statistic == pytest.approx(statistic)
+    assert found.effect_size == -math.inf
+
+
 def test_compare_takes_the_per_user_values_of_each_metric() -> None:
     generator = np.random.default_rng(5)
     a, b = (make_ranks(generator.integers(1, 60, 200)) for _ in range(2))
