@@ -11,6 +11,7 @@ import numpy as np
 from ckd.config import RunConfig
 from ckd.data.domain import Domain
 from ckd.data.features import IMAGE, ItemFeatures, load_features, save_features
+from ckd.errors import ConfigError
 from ckd.pipelines.finetune_teacher import finetune_teacher
 from ckd.pipelines.progress import Progress, silent
 from ckd.pipelines.workspace import domain_folder
@@ -58,8 +59,16 @@ def image_coverage(
     Runs are called after the features. A finished one is not repeated.
 
     Raises:
+        ConfigError: two coverages are the same percentage when rounded, and would have the same name.
         DataError: the domain or its feature is missing.
     """
+    named: dict[int, float] = {}
+    for coverage in coverages:
+        percent = round(100 * coverage)
+        if named.setdefault(percent, coverage) != coverage:
+            raise ConfigError(
+                f"coverages {named[percent]} and {coverage}: both are named by {percent} percent. Give one of them."
+            )
     folder = domain_folder(work, domain_name)
     domain = Domain.load(folder)
     whole = load_features(domain, feature)

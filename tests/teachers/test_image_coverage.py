@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from ckd.config import RunConfig, TrainConfig
 from ckd.data.domain import Domain
-from ckd.data.features import ItemFeatures, load_features, save_features
-from ckd.errors import DataError
+from ckd.data.features import ItemFeatures, list_features, load_features, save_features
+from ckd.errors import ConfigError, DataError
 from ckd.pipelines.image_coverage import cover, image_coverage
 
 
@@ -60,5 +60,8 @@ def test_each_coverage_is_fine_tuned_on_its_own_features(tiny: dict[str, Domain]
     assert all(0.0 <= covered.metrics["test"]["ndcg@10"] <= 1.0 for covered in found)
     assert load_features(domain, "image-36-seed2024").coverage == pytest.approx(0.35)
     assert len({covered.metrics["valid"]["mrr"] for covered in found}) == 3
+    with pytest.raises(ConfigError, match=r"^coverages 0\.251 and 0\.254: both are named by 25 percent"):
+        image_coverage(tmp_path, domain.name, [0.5, 0.251, 0.254], config)
+    assert list_features(domain.folder) == ["image", *(f"image-{n}-seed2024" for n in (0, 100, 36)), "text"]
     with pytest.raises(DataError, match="no such feature"):
         image_coverage(tmp_path, domain.name, [0.5], config, feature="pictures")
