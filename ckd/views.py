@@ -263,7 +263,9 @@ def evaluated(result: Evaluated, run: str, against: str | None, json: bool) -> N
                 "metrics": result.metrics,
                 "ranks": result.path,
                 "against": against,
-                "comparisons": {name: asdict(c) for name, c in result.comparisons.items()},
+                "comparisons": {
+                    name: asdict(c) | {"improvement": c.improvement} for name, c in result.comparisons.items()
+                },
             }
         )
         return

@@ -364,6 +364,10 @@ def test_evaluate(ckd: Ckd, studio: Any) -> None:
     found = ckd(*words, "--against", "unisrec-1", "--json").json
     assert set(found["metrics"]) == {f"{m}@{k}" for m in ("recall", "ndcg") for k in (5, 10, 20, 50)} | {"mrr"}
     assert found["comparisons"]["mrr"]["n"] == studio.domain.n_users
+    assert {name: each["improvement"] for name, each in found["comparisons"].items()} == {
+        name: pytest.approx(each["mean"] / each["other_mean"] - 1) if each["other_mean"] else None
+        for name, each in found["comparisons"].items()
+    }
     people = ckd(*words, "--against", "unisrec-1", "--split", "valid", "--mask-history")
     assert people.code == 0, people.err
     assert "60 users, 40 items" in people.out
