@@ -42,6 +42,8 @@ from ckd.teachers.common.identity import as_found, continued
 from ckd.teachers.protocol import SelfFinetuning, Teacher
 
 RESULT = "result.json"
+#: What a saved teacher is loaded from.
+SAVED = ("model.safetensors", "teacher.json")
 RESTART = "Give --restart to make it again."
 
 
@@ -137,22 +139,32 @@ def finetune_teacher(
 
 
 def teacher_fingerprint(folder: Path) -> str:
-    """Hash over the content of a saved teacher: its weights and what `load` reads beside them."""
-    return content_hash(folder / "model.safetensors", folder / "teacher.json")
+    """Hash over the content of a saved teacher: its weights and what `load` reads beside them.
+
+    Raises:
+        DataError: a file of them has been taken away.
+    """
+    require_files(folder, SAVED, "Fine-tune the teacher again, with --restart.")
+    return content_hash(*(folder / name for name in SAVED))
 
 
 def _start_fingerprint(config: Any) -> str | None:
     """What the weights that fine-tuning starts from are, wherever they lie."""
     start: Path | None = getattr(config, "start", None)
-    there = start is not None and all((start / name).exists() for name in ("model.safetensors", "teacher.json"))
+    there = start is not None and all((start / name).exists() for name in SAVED)
     return teacher_fingerprint(start) if start is not None and there else None
 
 
 def load_teacher(work: Path, domain: Domain, run: str) -> tuple[Teacher, str, dict[str, Any]]:
-    """A fine-tuned teacher, its fingerprint, and its result (identity and metrics)."""
+    """A fine-tuned teacher, its fingerprint, and its result (identity and metrics).
+
+    Raises:
+        DataError: as `load_result`, or files of it are missing, damaged or of something else.
+    """
     result = load_result(work, domain, run)
     folder = teacher_folder(work, domain.name, run)
-    return TEACHERS.get(result["identity"]["teacher"]).load(folder, domain), teacher_fingerprint(folder), result
+    fingerprint = teacher_fingerprint(folder)
+    return TEACHERS.get(result["identity"]["teacher"]).load(folder, domain), fingerprint, result
 
 
 def load_result(work: Path, domain: Domain, run: str) -> dict[str, Any]:
@@ -176,7 +188,7 @@ def _finished(folder: Path, identity: dict[str, Any], keep_rankings: int | None)
     if not (folder / RESULT).exists():
         return None
     result = read_json(folder / RESULT, RESTART)
-    require_files(folder, ["model.safetensors", "teacher.json"], RESTART)
+    require_files(folder, SAVED, RESTART)
     require_same_run(folder, result["identity"], as_found(identity, result["identity"]))
     every = kept_every(folder)
     if keep_rankings not in (None, every):

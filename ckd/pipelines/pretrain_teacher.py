@@ -14,7 +14,7 @@ from ckd.data.domain import Domain
 from ckd.data.run_folder import only_process
 from ckd.distill.trainer import with_defaults
 from ckd.errors import ConfigError, DataError
-from ckd.pipelines.finetune_teacher import RESTART, RESULT, teacher_fingerprint
+from ckd.pipelines.finetune_teacher import RESTART, RESULT, SAVED, teacher_fingerprint
 from ckd.pipelines.progress import Progress, silent
 from ckd.pipelines.workspace import domain_folder, named_features, pretrained_folder, require_files, versions
 from ckd.teachers import TEACHERS
@@ -104,4 +104,4 @@ def _check_same(folder: Path, identity: dict[str, Any]) -> None:
                 f"{folder}: holds a teacher with {key} = {found.get(key)}, this run has {value}. "
                 "Give another --run, or --restart to discard it."
             )
-    require_files(folder, ["model.safetensors", "teacher.json"], RESTART)
+    require_files(folder, SAVED, RESTART)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from ckd.errors import CkdError, ConfigError, DataError, StoreError
+from ckd.pipelines.evaluate import evaluate
 from ckd.pipelines.finetune_teacher import finetune_teacher
 from ckd.pipelines.plan import load_plan
 from ckd.pipelines.teacher_score import teacher_score
@@ -63,6 +64,16 @@ def test_scores_of_another_teacher_fail(studio: Any) -> None:
         verify(studio, "1%")
     # The bytes are what was written; only domain and teacher tell that they are not what should have been.
     assert verify_scores(studio.work, str(store(studio)))["shards"] > 0
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "teacher.json"])
+def test_a_teacher_whose_files_were_taken_is_told_alike_everywhere(studio: Any, name: str) -> None:
+    (studio.work / "teachers" / studio.domain.name / RUN / name).unlink()
+    missing = rf"{RUN}/{name}: no such file, of a run that is finished\. Fine-tune the teacher again, with --restart\."
+    with pytest.raises(DataError, match=missing):
+        verify(studio)
+    with pytest.raises(DataError, match=missing):
+        evaluate(studio.work, studio.domain.name, RUN)
 
 
 def test_numbers_that_the_teacher_does_not_give_fail(studio: Any) -> None:
