@@ -232,9 +232,14 @@ def load_student(work: Path, domain: Domain, run: str) -> tuple[Recommender, dic
     """A trained student's best epoch and its description.
 
     Raises:
-        DataError: no such run, an unfinished one, or one of another domain content.
+        DataError: no such run, a teacher's, an unfinished one, or one of another domain content.
     """
     folder = student_folder(work, domain.name, run)
+    teacher = teacher_folder(work, domain.name, run)
+    if (teacher / RESULT).exists() and not (folder / STUDENT_FILE).exists():
+        known = sorted(path.parent.name for path in folder.parent.glob(f"*/{STUDENT_FILE}"))
+        remedy = f"Name one of {', '.join(known)}." if known else "Train one with `ckd train-student`."
+        raise DataError(f"{teacher}: a teacher, and this takes a student. {remedy}")
     remedy = f"Train it: `ckd train-student --domain {domain.name} --run {run}`."
     described = read_json(folder / STUDENT_FILE, remedy, missing=remedy + nearest(folder, STUDENT_FILE))
     identity = described["identity"]

@@ -99,6 +99,11 @@ BAD: list[tuple[str, str]] = [
     ("evaluate --domain {domain} --run absent", r"no such run\. Runs of .*: unisrec-0, unisrec-1, unisrec-2"),
     ("evaluate --domain {domain} --run unisrec-0 --split train", r"--split train: test or valid"),
     ("evaluate --domain {domain} --run unisrec-0 --against absent", r"absent: no such run"),
+    (
+        "recommend --domain {domain} --run unisrec-0 {csv}",
+        r"unisrec-0: a teacher, and this takes a student\. Train one",
+    ),
+    ("export --domain {domain} --run unisrec-0", r"unisrec-0: a teacher, and this takes a student\. Train one"),
     ("teacher import {tmp}/absent.pth --teacher unisrec", r"absent\.pth: no such file"),
     ("teacher import {csv} --teacher unisrec", r"shop\.csv: not a readable"),
     ("teacher import {csv} --teacher nope", r"unknown teacher 'nope'"),

@@ -201,6 +201,17 @@ def test_a_misspelled_student_is_told_the_nearest(studio: Any) -> None:
         load_student(studio.work, studio.domain, "mind")
 
 
+def test_a_teacher_is_no_student(studio: Any) -> None:
+    with pytest.raises(
+        DataError, match=r"unisrec-1: a teacher, and this takes a student\. Train one with `ckd train-student`\.$"
+    ):
+        load_student(studio.work, studio.domain, "unisrec-1")
+    for run in ("one", "other"):
+        train(studio, run=run)
+    with pytest.raises(DataError, match=r"Name one of one, other\.$"):
+        load_student(studio.work, studio.domain, "unisrec-1")
+
+
 def test_a_finished_student_whose_weights_were_taken_is_trained_again_when_asked(studio: Any) -> None:
     best = train(studio).folder / "best.safetensors"
     before = best.read_bytes()
