@@ -18,6 +18,8 @@ from ckd.nn.memory import keep_few_kernels
 
 #: Set by `torchrun` in the processes that it starts.
 TORCHRUN = "TORCHELASTIC_RUN_ID"
+#: How many these are, set by it too.
+SIZE = "WORLD_SIZE"
 #: What shells expect of a program that was ended by Ctrl-C.
 INTERRUPTED = 130
 
@@ -128,13 +130,18 @@ def _ran_out(error: Exception) -> bool:
 
 def _refuse_several(words: list[str]) -> None:
     """Only training can be shared by several processes."""
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and TORCHRUN in os.environ and words[:1] != ["train-student"]:
+    if TORCHRUN not in os.environ:
+        return  # others set WORLD_SIZE as well, for programs of their own
+    size = os.environ.get(SIZE, "")
+    if not size.isdecimal():
+        raise ConfigError(f"{SIZE}={size}: no number of processes. Leave it as torchrun sets it.")
+    if int(size) > 1 and words[:1] != ["train-student"]:
         raise ConfigError(f"ckd {' '.join(words[:1])}: only train-student can be started by torchrun; use ckd alone.")
 
 
 def _fail(message: str) -> NoReturn:
     """End with one line; of several processes of `torchrun`, the first that fails says it, and the others just end."""
-    if TORCHRUN in os.environ:
+    if TORCHRUN in os.environ and os.environ.get(SIZE, "").isdecimal():
         from ckd.distill.parallel import fails_first
 
         if not fails_first():

@@ -241,6 +241,20 @@ def test_no_memory_is_one_line(
         ckd("example", "--work", tmp_path)
 
 
+def test_a_number_of_processes_is_torchruns(ckd: Ckd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ("evaluate", "--domain", "absent", "--run", "r", "--work", tmp_path)
+    monkeypatch.setenv("WORLD_SIZE", "x")
+    assert "no prepared domain" in ckd(*words).err
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
+    for command in (words, ("train-student", *words[1:])):
+        found = ckd(*command)
+        assert (found.code, found.out) == (1, "")
+        assert found.err == "ckd: WORLD_SIZE=x: no number of processes. Leave it as torchrun sets it.\n"
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr("ckd.distill.parallel.fails_first", lambda: True)
+    assert ckd(*words).err == "ckd: ckd evaluate: only train-student can be started by torchrun; use ckd alone.\n"
+
+
 def test_debugging_shows_the_traceback(ckd: Ckd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CKD_DEBUG", "1")
     monkeypatch.setattr(sys, "argv", ["ckd", "store", "inspect", str(tmp_path)])
