@@ -43,7 +43,8 @@ def recommend(
     """The best `k` items for each request, in the order of the requests.
 
     A request is one JSON object a line, `{"history": [item, ...], "user": id, "id": anything}`, the history oldest
-    first. Without a history it is that of the user in the domain. The answer is
+    first. Without a history it is that of the user in the domain, and where the student ranks by user, also without a
+    known item in it. The answer is
     `{"line": n, "id": ..., "items": [...], "scores": [...], "unknown": m}`: items from the best down, their scores, and
     how many items of the history the domain does not know. Answers come once `batch_size` requests are read.
 
@@ -153,10 +154,12 @@ class _Reader:
         """Raises DataError, without the line's number, where there is nothing to rank by."""
         user = self._user(fields)
         given = fields.get("history")
-        if given is None:
-            history, unknown = self._own_history(user), 0
-        else:
-            history, unknown = self._history(given)
+        history, unknown = ([], 0) if given is None else self._history(given)
+        if given is None or (self.reads_users and not history):
+            history = self._own_history(user, fields.get("user"))
+        if not history:
+            what = f"none of its {unknown} items is in {self.domain.name}" if unknown else "it is empty"
+            raise DataError(f"nothing to rank by in the history: {what}. Give at least one item that is known.")
         return _Request(line, fields.get("id"), history, user or 0, unknown)
 
     def _user(self, fields: dict[str, Any]) -> int | None:
@@ -176,9 +179,13 @@ class _Reader:
             )
         return number
 
-    def _own_history(self, user: int | None) -> list[int]:
+    def _own_history(self, user: int | None, raw: Any) -> list[int]:
         if user is None:
-            raise DataError(f'neither a history nor a user of {self.domain.name}. Give "history": [...].')
+            if raw is None:
+                raise DataError(f'neither a history nor a user of {self.domain.name}. Give "history": [...].')
+            raise DataError(
+                f'user {raw!r} is not in {self.domain.name}, and there is no history. Give "history": [...].'
+            )
         start, stop = self.domain.indptr[user : user + 2]
         return [int(item) for item in self.domain.items[start:stop]]
 
@@ -191,9 +198,6 @@ class _Reader:
         if unknown and self.on_unknown == "refuse":
             raw = given[numbers.index(None)]
             raise DataError(f"item {raw!r} is not in {self.domain.name}. Leave it out, or skip unknown items.")
-        if not known:
-            what = f"none of its {unknown} items is in {self.domain.name}" if unknown else "it is empty"
-            raise DataError(f"nothing to rank by in the history: {what}. Give at least one item that is known.")
         return known, unknown
 
     def _item(self, raw: Any) -> int | None:

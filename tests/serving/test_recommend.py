@@ -112,6 +112,18 @@ def test_without_a_history_the_users_own(serving: Serving) -> None:
         assert asked["items"] == given["items"]
 
 
+@pytest.mark.parametrize("run", ["lightgcn", "fm"])
+def test_a_student_that_ranks_by_user_needs_nothing_known_in_the_history(serving: Serving, run: str) -> None:
+    user = str(serving[1].user_ids[5])
+    own, empty, unknown = ask(
+        serving, run, *({"user": user, **more} for more in ({}, {"history": []}, {"history": ["?"]}))
+    )
+    assert own["items"] == empty["items"] == unknown["items"]
+    assert [each["unknown"] for each in (own, empty, unknown)] == [0, 0, 1]
+    with pytest.raises(DataError, match=r"^line 1: nothing to rank by in the history: it is empty"):
+        ask(serving, "sasrec", {"user": user, "history": []})
+
+
 def test_unknown_items_are_counted_or_refused(serving: Serving) -> None:
     domain = serving[1]
     known = raw(domain, 5, 6)
@@ -134,7 +146,7 @@ BAD = {
     '{"history": []}': "line 2: nothing to rank by in the history: it is empty",
     '{"history": ["?", "!"]}': "line 2: nothing to rank by in the history: none of its 2 items is in",
     "{}": "line 2: neither a history nor a user of",
-    '{"user": "?"}': "line 2: neither a history nor a user of",
+    '{"user": "?"}': r"line 2: user '\?' is not in example-studio, and there is no history\. Give",
     '{"user": [1]}': r"line 2: user \[1\] is no id",
 }
 
