@@ -235,11 +235,14 @@ def serving(
 ) -> None:
     """Parameters, operations, memory and time of a request, side by side (the paper's Table 5)."""
     from ckd import console, views
-    from ckd.pipelines.serving_cost import serving_cost
+    from ckd.pipelines.serving_cost import MOST_USERS, serving_cost
 
     sizes = names_in(batch_sizes)
-    if not all(size.isdecimal() for size in sizes):
-        raise typer.BadParameter(f"--batch-sizes {batch_sizes}: write whole numbers, such as 1,256")
+    if not all(size.isdecimal() and len(size) <= len(str(MOST_USERS)) for size in sizes):
+        raise typer.BadParameter(
+            f"--batch-sizes {batch_sizes}: write whole numbers up to {MOST_USERS:,}, such as 1,256"
+        )
     with console.bars() as bars:
-        table = serving_cost(work, domain, names_in(runs), [int(size) for size in sizes], repeats, device, bars)
+        counts = [int(size) for size in sizes]
+        table = serving_cost(work, domain, names_in(runs), counts, repeats, device, bars, key="--device")
     views.serving(table, json)

@@ -23,7 +23,7 @@ def pick_device(name: str, key: str = "train.device") -> torch.device:
         key: what the user has set, for the message.
 
     Raises:
-        ConfigError: torch knows no such device, or this machine has none.
+        ConfigError: torch knows no such device, this machine has none, or nothing can be computed there.
     """
     # fp32 is fp32 everywhere: by default cuDNN rounds what its recurrences and convolutions multiply.
     torch.backends.cudnn.allow_tf32 = False
@@ -34,6 +34,8 @@ def pick_device(name: str, key: str = "train.device") -> torch.device:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(f"{key}={name!r}: {first_line(error)}. Use auto, cpu or a GPU of this machine.") from None
+    if device.type == "meta":
+        raise ConfigError(f"{key}={name!r}: holds no numbers. Use auto, cpu or a GPU of this machine.")
     choose_gpu(device)
     return device
 

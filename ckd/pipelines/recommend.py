@@ -72,7 +72,7 @@ def recommend(
     domain = Domain.load(domain_folder(work, domain_name))
     model, _ = load_student(work, domain, run)
     reader = _Reader(domain, run, model.reads_users, ids, on_unknown)
-    answerer = _Answerer(domain, run, model, pick_device(device), k, exclude_history, ids, item_block)
+    answerer = _Answerer(domain, run, model, pick_device(device, "--device"), k, exclude_history, ids, item_block)
     return _answers(requests, reader, answerer, on_error, batch_size)
 
 

@@ -39,6 +39,9 @@ K = 10
 #: Items scored at a time.
 ITEM_BLOCK = 65536
 
+#: Most users in a request; their scores of a block of items would be 260 GB.
+MOST_USERS = 1_000_000
+
 #: Requests before the first that counts.
 WARM_UP = 2
 
@@ -135,6 +138,7 @@ def serving_cost(
     repeats: int = 50,
     device: str = "auto",
     progress: Progress = silent,
+    key: str = "train.device",
 ) -> ServingTable:
     """Measure requests of the runs.
 
@@ -153,15 +157,18 @@ def serving_cost(
         runs: students' and teachers'; the others are compared with the first.
         batch_sizes: histories in a request.
         repeats: requests of each run and size, after a warm-up.
+        key: what the user has named the device by, for the message.
 
     Raises:
-        ConfigError: no runs, or a size or number that is not positive.
+        ConfigError: no runs, a size or number that is not positive, or a size above `MOST_USERS`.
         DataError: no such run, or the domain has no test histories.
     """
     if not runs or not batch_sizes or min(*batch_sizes, repeats) < 1:
         raise ConfigError(f"runs={list(runs)}, batch_sizes={list(batch_sizes)}, repeats={repeats}: give at least one.")
+    if max(batch_sizes) > MOST_USERS:
+        raise ConfigError(f"batch_sizes={list(batch_sizes)}: give at most {MOST_USERS:,} users in a request.")
     domain = Domain.load(domain_folder(work, domain_name))
-    place = pick_device(device)
+    place = pick_device(device, key)
     batches = {size: _batch(domain, size).to(place) for size in batch_sizes}
     one = _batch(domain, 1).to(place)
     served = [_Served(work, domain, run, one, place) for run in runs]

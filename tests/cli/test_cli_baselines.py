@@ -126,7 +126,9 @@ BAD: list[tuple[str, str]] = [
     ("serving --domain absent --runs r", r"no prepared domain"),
     ("serving --domain {domain} --runs absent", r"no such run\. Runs of .*unisrec-0"),
     ("serving --domain {domain} --runs unisrec-0 --batch-sizes 0", r"batch_sizes=\[0\].*give at least one"),
-    ("serving --domain {domain} --runs unisrec-0 --device tpu9", r"'tpu9'"),
+    ("serving --domain {domain} --runs unisrec-0 --batch-sizes 1000001", r"batch_sizes=\[1000001\].*at most 1,000,000"),
+    ("serving --domain {domain} --runs unisrec-0 --device tpu9", r"--device='tpu9'"),
+    ("serving --domain {domain} --runs unisrec-0 --device meta", r"--device='meta': holds no numbers"),
 ]
 
 
@@ -154,6 +156,8 @@ def test_bad_input_is_one_line(
         "serving --domain d",
         "serving --domain d --runs r --repeats 0",
         "serving --domain d --runs r --batch-sizes 1,x",
+        "serving --domain d --runs r --batch-sizes 99999999999999999999999",
+        f"serving --domain d --runs r --batch-sizes {'9' * 5000}",
     ],
 )
 def test_wrong_usage_exits_with_two(ckd: Ckd, words: str) -> None:

@@ -47,6 +47,10 @@ BAD: list[tuple[str, str]] = [
     ("finetune-teacher --domain {domain} --teacher unisrec -o teacher.feature=nope", r"nope\.json: no such feature"),
     ("finetune-teacher --domain {domain} --teacher unisrec -o teacher.start=/no", r"/no/teacher\.json: no such file"),
     ("finetune-teacher --domain {domain} --teacher unisrec -o train.device=tpu9", r"train\.device='tpu9'"),
+    (
+        "finetune-teacher --domain {domain} --teacher unisrec -o train.device=meta",
+        r"train\.device='meta': holds no numb",
+    ),
     ("plan --domain absent", r"no prepared domain"),
     ("plan --domain {domain} -o plan.difficulty=sll", r"'sll'\. Did you mean 'ssl'"),
     ("plan --domain {domain} -o plan.difficulty=teacher_loss", r"teacher_loss: needs .*--scored-plan; plans of .*"),

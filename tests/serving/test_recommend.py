@@ -208,6 +208,9 @@ def test_wrong_options_and_runs_are_refused_before_the_first_answer(serving: Ser
         recommend(serving[0], serving[1].name, "nothing", [])
     with pytest.raises(DataError, match="no prepared domain"):
         recommend(serving[0], "nowhere", "sasrec", [])
+    for device, why in (("tpu9", "Invalid device string"), ("meta", "holds no numbers")):
+        with pytest.raises(ConfigError, match=rf"^--device='{device}': {why}.* Use auto, cpu or a GPU of this machine"):
+            recommend(serving[0], serving[1].name, "sasrec", [], device=device)
     assert ask(serving, "sasrec") == []
 
 
