@@ -47,6 +47,9 @@ NUMBERS = ("user", "target", "rank", "history_length", "popularity")
 
 #: Items that a teacher encodes at once.
 ITEM_BATCH = 1024
+#: Columns of a product are multiples of this: libraries round what is left over by other instructions, so that of two
+#: equal items one could score higher.
+COLUMNS = 64
 
 #: Positions of histories, padding counted, that are encoded in one forward pass, and items scored at a time.
 POSITIONS, ITEM_BLOCK = 1 << 11, 1 << 13
@@ -226,7 +229,11 @@ def scoring(
         return F.normalize(vectors, dim=1) if cosine else vectors
 
     def score_vectors(encoded: torch.Tensor, low: int, high: int) -> torch.Tensor:
-        return encoded @ table[low - 1 : high - 1].T
+        block = table[low - 1 : high - 1]
+        missing = -len(block) % COLUMNS
+        if missing:
+            block = F.pad(block, (0, 0, 0, missing))
+        return (encoded @ block.T)[:, : high - low]
 
     return encode_vectors, score_vectors
 

@@ -176,6 +176,19 @@ def test_a_model_that_scores_all_alike_ranks_as_by_chance(domain: Domain, item_b
     assert len(set(found.rank.tolist())) > min(n, len(found)) / 3
 
 
+@pytest.mark.parametrize("size", [8, 50, 300])
+@pytest.mark.parametrize("item_block", [1, 9, 39, 1000])
+@pytest.mark.parametrize("batch_size", [1, 2, 64])
+def test_equal_items_tie_exactly_whatever_their_vectors(
+    domain: Domain, batch_size: int, item_block: int, size: int
+) -> None:
+    torch.manual_seed(0)
+    model = SumOfItems(torch.randn(size).expand(domain.n_items + 1, size).clone())
+    found = rank_targets(model, domain, "test", batch_size=batch_size, item_block=item_block)
+    draws = tie_draws(domain.instances("test"), np.arange(len(found)))
+    assert found.rank.tolist() == (1 + np.floor(draws * domain.n_items)).astype(int).tolist()
+
+
 def test_draws_are_uniform_and_of_each_instance_its_own() -> None:
     instances = SimpleNamespace(stops=np.arange(10_000, dtype=np.int64))
     draws = tie_draws(instances, np.arange(10_000))  # type: ignore[arg-type]
