@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import distributed
 from torch.nn import functional as F
 
 from ckd.config import RunConfig
+from ckd.data.batch import Batches
 from ckd.distill.losses import InBatchTarget, full_softmax_loss
+from ckd.distill.parallel import Parallel
 from ckd.evaluation.metrics import ranking_metrics
 from ckd.evaluation.ranks import rank_targets
 from ckd.nn import chunks
 from ckd.pipelines.finetune_teacher import finetune_teacher
 from ckd.pipelines.plan import load_plan
+from ckd.pipelines.recommend import recommend
 from ckd.pipelines.score_binding import open_scores
+from ckd.pipelines.serving_cost import serving_cost
 from ckd.pipelines.teacher_score import teacher_score
 from ckd.pipelines.train_student import load_student, train_student
+from ckd.students.gru4rec import GRU4Rec, GRU4RecConfig
 
 GPU = "cuda"
 
@@ -115,7 +123,12 @@ def test_the_ranking(studio: Any) -> None:
 def test_teachers_are_tuned_and_score_the_same(studio: Any, tmp_path: Path) -> None:
     plan = load_plan(studio.work, studio.domain)
     exact = open_scores(studio.work, studio.domain, plan, "unisrec-0")
-    teacher_score(studio.work, studio.domain.name, "unisrec-0", settings(studio.config, GPU), scores=str(tmp_path))
+    # Encoded on a processor before, these would be taken as they are.
+    shutil.rmtree(studio.work / "cache" / "vectors")
+    scored = teacher_score(
+        studio.work, studio.domain.name, "unisrec-0", settings(studio.config, GPU), scores=str(tmp_path)
+    )
+    assert scored.encoded > 0
     found = open_scores(studio.work, studio.domain, plan, "unisrec-0", scores=str(tmp_path))
     for batch_id in range(plan.n_batches):
         np.testing.assert_allclose(found.read(batch_id), exact.read(batch_id), atol=0.05)
@@ -134,3 +147,47 @@ def test_a_catalogue_in_blocks_is_the_catalogue_at_once(monkeypatch: pytest.Monk
     (gradient,) = torch.autograd.grad(loss, [encoded])
     expected = torch.autograd.grad(F.cross_entropy(encoded @ table.T, targets), [encoded])[0]
     torch.testing.assert_close(gradient, expected, atol=1e-5, rtol=1e-3)
+
+
+@pytest.mark.parametrize("student", ["sasrec", "gru4rec"])
+def test_requests_are_answered_and_counted_the_same(studio: Any, student: str) -> None:
+    config = settings(studio.config, "cpu", epochs=1)
+    config = config.model_copy(update={"student": {}})
+    train_student(studio.work, studio.domain.name, student, config, (), run="served")
+    flops, items = {}, {}
+    for device in ("cpu", GPU):
+        table = serving_cost(studio.work, studio.domain.name, ["served"], batch_sizes=(1,), repeats=1, device=device)
+        flops[device] = table.rows[0].flops
+        requests = [json.dumps({"user": raw}) for raw in studio.domain.user_ids[:20]]
+        answers = recommend(studio.work, studio.domain.name, "served", requests, k=1, device=device)
+        items[device] = [json.loads(answer)["items"] for answer in answers]
+    assert flops[GPU] == flops["cpu"] > 0
+    assert np.mean([here == there for here, there in zip(items["cpu"], items[GPU], strict=True)]) > 0.9
+
+
+def test_a_recurrence_is_in_float32_under_autocast(studio: Any) -> None:
+    torch.manual_seed(0)
+    model = GRU4Rec(GRU4RecConfig(embedding_size=8, hidden_size=8), studio.domain.n_items).eval()
+    batch = Batches(studio.domain, studio.domain.instances("test"))(np.arange(20))
+    expected = model.encode(batch)
+    states: list[torch.Tensor] = []
+    model.to(GPU).gru_layers.register_forward_hook(lambda _, given, made: states.append(made[0]))
+    with torch.autocast(GPU, torch.bfloat16):
+        found = model.encode(batch.to(GPU))
+    assert states[0].dtype == torch.float32
+    torch.testing.assert_close(found.float().cpu(), expected, atol=0.02, rtol=0.02)
+
+
+def test_tensors_of_a_gpu_are_exchanged(tmp_path: Path) -> None:
+    store = distributed.FileStore(str(tmp_path / "store"), 1)
+    distributed.init_process_group("cpu:gloo,cuda:nccl", store=store, rank=0, world_size=1)
+    try:
+        # Of a world of two, as far as it knows: alone it would exchange nothing.
+        one = Parallel(0, 2, GPU)
+        for device in ("cpu", GPU):
+            tensor = torch.arange(5.0, device=device)
+            assert one.sum(tensor).tolist() == [0.0, 1.0, 2.0, 3.0, 4.0]
+            one.copy_first([tensor])
+            assert tensor.tolist() == [0.0, 1.0, 2.0, 3.0, 4.0]
+    finally:
+        distributed.destroy_process_group()
