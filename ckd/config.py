@@ -213,6 +213,8 @@ def parse(model: type[M], values: dict[str, Any], where: str) -> M:
             raise ConfigError(f"{where}: unknown key {key!r}.{hint}") from None
         # A value that may be of several kinds and is of none has an error for each of them.
         reasons = [each["msg"].removeprefix("Value error, ") for each in errors if _key(model, each["loc"]) == key]
+        if first["type"] == "missing":
+            raise ConfigError(f"{where}: {key} has no default. Give it.") from None
         message = ", or ".join(dict.fromkeys(reason[0].lower() + reason[1:] for reason in reasons))
         subject = f"{key}={first['input']!r}: " if key else ""
         raise ConfigError(f"{where}: {subject}{message}.") from None

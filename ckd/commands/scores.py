@@ -128,8 +128,10 @@ def inspect(
 def verify(
     location: Annotated[str | None, typer.Argument(help="A store's folder or URI.")] = None,
     sample: Annotated[str | None, typer.Option(help="Score this share again with the teacher, such as 1%.")] = None,
-    domain: Annotated[str | None, typer.Option(help="With --sample: the domain.")] = None,
-    teacher: Annotated[str | None, typer.Option(help="With --sample: the teacher's run.")] = None,
+    domain: Annotated[str | None, typer.Option(help="In place of a location, and with --sample: the domain.")] = None,
+    teacher: Annotated[
+        str | None, typer.Option(help="In place of a location, and with --sample: the teacher's run.")
+    ] = None,
     plan: PlanId = None,
     work: Work = WORK,
     json: Json = False,

@@ -45,6 +45,8 @@ RESULT = "result.json"
 #: What a saved teacher is loaded from.
 SAVED = ("model.safetensors", "teacher.json")
 RESTART = "Give --restart to make it again."
+#: The teacher that ready-made vectors become where no other name is given.
+VECTORS = "vectors"
 
 
 @dataclass(frozen=True)
@@ -175,6 +177,8 @@ def load_result(work: Path, domain: Domain, run: str) -> dict[str, Any]:
     """
     folder = teacher_folder(work, domain.name, run)
     missing = f"Run `ckd finetune-teacher --domain {domain.name}` first.{nearest(folder, RESULT)}"
+    if run == VECTORS:
+        missing = "Name the files of vectors that it is to be made of: --user-vectors and --item-vectors."
     result = read_json(folder / RESULT, RESTART, missing)
     if result["identity"]["domain"] != domain.fingerprint:
         raise DataError(

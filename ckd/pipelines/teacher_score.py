@@ -19,7 +19,7 @@ from ckd.data.domain import Domain
 from ckd.distill.plan import Plan
 from ckd.nn.device import pick_device
 from ckd.pipelines.calibration import asks_for_calibration, calibrated_temperature
-from ckd.pipelines.finetune_teacher import finetune_teacher, load_teacher
+from ckd.pipelines.finetune_teacher import VECTORS, finetune_teacher, load_teacher
 from ckd.pipelines.plan import load_plan
 from ckd.pipelines.progress import Progress, silent
 from ckd.pipelines.score_binding import index_of, store_location
@@ -172,7 +172,7 @@ def adopt_vectors(
         DataError: the files do not cover the domain, or the run is another teacher's.
     """
     own = {**config.teacher, "user_vectors": user_vectors, "item_vectors": item_vectors}
-    run = run or "vectors"
+    run = run or VECTORS
     finetune_teacher(work, domain_name, "vectors", config.model_copy(update={"teacher": own}), run=run)
     return run
 

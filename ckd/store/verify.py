@@ -16,7 +16,7 @@ from ckd.store.binding import BatchIndex, Binding
 from ckd.store.codecs.base import divergence
 from ckd.store.layout import METADATA, check_footer, columns
 from ckd.store.location import Location
-from ckd.store.manifest import MANIFEST, Header, Manifest, ShardRecord
+from ckd.store.manifest import MANIFEST, Header, Manifest, ShardRecord, damaged
 from ckd.store.reader import ScoreReader
 from ckd.store.shards import sha256
 from ckd.store.writer import group_matches
@@ -89,7 +89,7 @@ def _verify_shard(place: Location, record: ShardRecord, manifest: Manifest, inde
     check_footer(place, record, manifest)
     digest = sha256(place, record.file)
     if digest != record.sha256:
-        raise StoreError(f"{path}: content hashes to {digest}, expected {record.sha256}.")
+        raise damaged(path, f"content hashes to {digest}, expected {record.sha256}")
     with place.open(record.file) as file:
         parquet = pq.ParquetFile(file, page_checksum_verification=True)
         own = json.loads(parquet.metadata.metadata[METADATA])

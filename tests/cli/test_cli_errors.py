@@ -80,6 +80,8 @@ BAD: list[tuple[str, str]] = [
     ("plan --domain {domain} --figure {tmp}/x.gif", r"x\.gif.*png, svg, pdf"),
     ("teacher-score --domain absent --teacher t", r"no prepared domain"),
     ("teacher-score --domain {domain} --teacher absent", r"absent/result\.json: no such file\. Run `ckd finetune"),
+    ("teacher-score --domain {domain} --teacher vectors", r"vectors/result\.json: no such file\. Name the files"),
+    ("finetune-teacher --domain {domain} --teacher vectors", r"teacher: user_vectors has no default\. Give it"),
     ("teacher-score --domain {domain} --teacher unisrec-0 --plan nope", r"no plan 'nope'"),
     ("teacher-score --domain {domain} --teacher unisrec-0 --codec f61", r"unknown codec 'f61'\. Did you mean 'f16'"),
     ("teacher-score --domain {domain} --teacher unisrec-0 --codec u8 --plan {plan}", r"made for codec f16, expected"),

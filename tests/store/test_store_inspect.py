@@ -80,7 +80,7 @@ def test_every_problem_is_named(tmp_path: Path, case: Any) -> None:
     (tmp_path / "stray").write_text("")
     missing, changed, stray = verify_store(tmp_path).problems
     assert "part-00000.parquet: no such file" in missing
-    assert "part-00001.parquet: content hashes to" in changed
+    assert "part-00001.parquet: damaged: content hashes to" in changed
     assert "stray: belongs to no shard" in stray
 
 
