@@ -188,12 +188,15 @@ Score = Callable[[torch.Tensor, int, int], torch.Tensor]
 
 
 def scoring(
-    recommender: Recommender | Teacher, domain: Domain, device: torch.device
+    recommender: Recommender | Teacher, domain: Domain, device: torch.device, *, even: bool = True
 ) -> tuple[Callable[[Batch], torch.Tensor], Score]:
     """How to encode a batch, and how to score a block of items for what came out.
 
     What can be made once for all batches is made here: the item table, or what a model that does not factor needs of
     items.
+
+    Args:
+        even: have equal items score the same to the bit, by as many columns more as that takes, 63 at most.
 
     Raises:
         DataError: the model was made for another number of items.
@@ -231,7 +234,7 @@ def scoring(
     def score_vectors(encoded: torch.Tensor, low: int, high: int) -> torch.Tensor:
         block = table[low - 1 : high - 1]
         missing = -len(block) % COLUMNS
-        if missing:
+        if even and missing:
             block = F.pad(block, (0, 0, 0, missing))
         return (encoded @ block.T)[:, : high - low]
 

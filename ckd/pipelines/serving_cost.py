@@ -228,7 +228,7 @@ class _Served:
             self.weights = _distinct_bytes([*model.parameters(), *model.buffers()])
         self.memory = _LiveBytes()
         with torch.no_grad(), _counted(), self.memory:
-            self.encode, self.score = scoring(model, domain, device)
+            self.encode, self.score = scoring(model, domain, device, even=False)
             self.request(one)  # what a model keeps from its first request on is held from here on
 
     @torch.no_grad()
