@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from ckd.pipelines.teacher_score import Scored
     from ckd.pipelines.train_baseline import TrainedBaseline
     from ckd.pipelines.train_student import TrainedStudent
-    from ckd.pipelines.tune import Search, Tuned
+    from ckd.pipelines.tune import Tuned
+    from ckd.pipelines.tune_result import Search
     from ckd.report.build import Report
     from ckd.tune.trials import Trial
 

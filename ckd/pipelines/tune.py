@@ -3,63 +3,35 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from ckd.config import RunConfig, TrainConfig, parse
-from ckd.data.atomic import discard_partials, replace_file, write_json
+from ckd.config import RunConfig
+from ckd.data.atomic import discard_partials
 from ckd.data.described import read_json
 from ckd.data.domain import Domain
 from ckd.distill import live
 from ckd.distill.checkpoint import require_same_run
 from ckd.distill.events import require_tensorboard
 from ckd.distill.plan import Plan
-from ckd.distill.trainer import TrainingDiverged, with_defaults
+from ckd.distill.trainer import TrainingDiverged
 from ckd.nn.device import pick_device
 from ckd.pipelines.plan import load_plan, make_plan
 from ckd.pipelines.progress import Progress, silent
-from ckd.pipelines.reproduce.methods import table3_methods, universal
 from ckd.pipelines.score_binding import open_scores
 from ckd.pipelines.train_student import require_planned, scored_teachers, train_student
-from ckd.pipelines.workspace import domain_folder, student_folder, tune_folder, versions
+from ckd.pipelines.tune_result import SEARCH_FILE, TRIALS_FILE, Job, Search, for_reproduce, record, trial_settings
+from ckd.pipelines.workspace import domain_folder, tune_folder
 from ckd.students import STUDENTS
 from ckd.tune.samplers import SAMPLERS, check_sampler
 from ckd.tune.space import Kind, Space, read_space
-from ckd.tune.trials import METRIC, Budget, Trial, best_of, load_trials, save_trials
-
-#: Describes a search, beside its trials.
-SEARCH_FILE = "search.json"
-TRIALS_FILE = "trials.parquet"
-BEST_FILE = "best.yaml"
+from ckd.tune.trials import METRIC, Trial, load_trials
 
 RESTART = "Give --restart to search again."
 
-OnTrial = Callable[["Search", Trial], None]
-
-
-@dataclass(frozen=True)
-class Search:
-    """A search and what it has found.
-
-    Attributes:
-        folder: where its trials lie.
-        kind: of a base model, or with teachers.
-        trials: by number.
-        best: the trial with the highest validation NDCG@10; None where all diverged.
-        budget: what it was given.
-        settings: the best values as YAML that `--config` takes.
-    """
-
-    folder: Path
-    kind: Kind
-    trials: list[Trial]
-    best: Trial | None
-    budget: Budget
-    settings: str
+OnTrial = Callable[[Search, Trial], None]
 
 
 @dataclass(frozen=True)
@@ -107,39 +79,6 @@ class Request:
     restart: bool = False
 
 
-@dataclass(frozen=True)
-class _Job:
-    """One search with its inputs read."""
-
-    work: Path
-    domain: str
-    student: str
-    name: str
-    kind: Kind
-    config: RunConfig
-    space: Space
-    sampler: str
-    plan: str
-    teachers: tuple[str, ...]
-    scores: str | None
-    identity: dict[str, Any]
-
-    def settings(self, values: dict[str, Any]) -> RunConfig:
-        """Those of a trial."""
-        return _settings(self.student, self.config, self.space, values)
-
-    @property
-    def folder(self) -> Path:
-        return tune_folder(self.work, self.domain, self.name)
-
-    def run(self, number: int) -> str:
-        """Name of a trial's run, gone when the trial is recorded."""
-        return f"tune-{self.name}-{number:03d}"
-
-    def run_folder(self, number: int) -> Path:
-        return student_folder(self.work, self.domain, self.run(number))
-
-
 def tune(
     work: Path,
     domain_name: str,
@@ -174,10 +113,10 @@ def tune(
     for job in jobs:
         _require_planned(job)
     found = [_search(job, request, progress, on_trial or (lambda *_: None)) for job in jobs]
-    return Tuned(found, _for_reproduce(config, jobs, found))
+    return Tuned(found, for_reproduce(config, jobs, found))
 
 
-def _job(work: Path, domain: Domain, config: RunConfig, request: Request, kind: Kind) -> _Job:
+def _job(work: Path, domain: Domain, config: RunConfig, request: Request, kind: Kind) -> Job:
     both = len(request.kinds) > 1
     config, space = _start(config, request, kind)
     plan = _plan(work, domain, config, kind, None if both and kind == "base" else request.plan)
@@ -202,7 +141,7 @@ def _job(work: Path, domain: Domain, config: RunConfig, request: Request, kind: 
         name = "-".join([request.student, *(teachers or ["base"])])
     else:
         name = f"{request.name}-{kind}" if both else request.name
-    return _Job(
+    return Job(
         work=work,
         domain=domain.name,
         student=request.student,
@@ -240,35 +179,29 @@ def _extremes(student: str, config: RunConfig, space: Space) -> Iterator[RunConf
     """The settings that trials start from, and these with each bound of the space: what fits nowhere is refused here,
     before an hour has been spent on other values, or a former search is discarded."""
     for values in [{}, *({each.name: value} for each in space.dimensions for value in each.domain.bounds())]:
-        yield _settings(student, config, space, values)
+        yield trial_settings(student, config, space, values)
 
 
-def _require_planned(job: _Job) -> None:
+def _require_planned(job: Job) -> None:
     plan = load_plan(job.work, Domain.load(domain_folder(job.work, job.domain)), job.plan)
     for settings in _extremes(job.student, job.config, job.space):
         require_planned(settings.train, plan)
 
 
-def _settings(student: str, config: RunConfig, space: Space, values: dict[str, Any]) -> RunConfig:
-    config = space.apply(config, values)
-    parse(STUDENTS.get(student).Config, config.student, "space: student")
-    return config
-
-
-def _search(job: _Job, request: Request, progress: Progress, on_trial: OnTrial) -> Search:
+def _search(job: Job, request: Request, progress: Progress, on_trial: OnTrial) -> Search:
     done = _begin(job, request.restart)
     for number in range(len(done), request.trials):
         values = SAMPLERS[job.sampler](job.space, job.config.seed, number, done)
         note = f"{job.kind} trial {number + 1} of {request.trials}"
         done.append(_try(job, number, values, note, progress))
-        found = _record(job, done)
+        found = record(job, done)
         # Only now: whoever is killed before this finds the run finished, and records it.
         shutil.rmtree(job.run_folder(number), ignore_errors=True)
         on_trial(found, done[-1])
-    return _record(job, done)
+    return record(job, done)
 
 
-def _begin(job: _Job, restart: bool) -> list[Trial]:
+def _begin(job: Job, restart: bool) -> list[Trial]:
     """The trials that are there already.
 
     Raises:
@@ -282,7 +215,7 @@ def _begin(job: _Job, restart: bool) -> list[Trial]:
             if left.name.removeprefix(f"tune-{job.name}-").isdecimal():
                 shutil.rmtree(left)
     if not description.exists():
-        _record(job, [])
+        record(job, [])
         return []
     discard_partials(job.folder)
     found = read_json(description, RESTART)
@@ -295,7 +228,7 @@ def _begin(job: _Job, restart: bool) -> list[Trial]:
     return done
 
 
-def _try(job: _Job, number: int, values: dict[str, Any], note: str, progress: Progress) -> Trial:
+def _try(job: Job, number: int, values: dict[str, Any], note: str, progress: Progress) -> Trial:
     """Train one setting."""
 
     def on_step(epoch: int, step: int, steps: int, row: dict[str, Any]) -> None:
@@ -337,92 +270,3 @@ def _rows(folder: Path) -> list[dict[str, Any]]:
 
 def _seconds(rows: list[dict[str, Any]]) -> float:
     return round(sum(row["seconds"] for row in rows), 3)
-
-
-def _record(job: _Job, done: list[Trial]) -> Search:
-    """Write trials, best values and budget; the description last."""
-    best = best_of(done)
-    budget = Budget.of(done)
-    settings = _snippet(job, best, budget)
-    save_trials(done, [dimension.name for dimension in job.space.dimensions], job.folder / TRIALS_FILE)
-    with replace_file(job.folder / BEST_FILE) as partial:
-        partial.write_text(settings)
-    write_json(
-        job.folder / SEARCH_FILE,
-        {
-            "identity": job.identity,
-            "metric": f"validation {METRIC}",
-            "budget": asdict(budget),
-            "best": None if best is None else {**asdict(best), "run": _identity_of(job, best)},
-            "versions": versions(),
-        },
-    )
-    return Search(job.folder, job.kind, done, best, budget, settings)
-
-
-def _identity_of(job: _Job, trial: Trial) -> dict[str, Any]:
-    """What a run trained with these values says of itself, so that a report knows it again."""
-    config = job.settings(trial.values)
-    return {
-        "student": job.student,
-        "config": STUDENTS.get(job.student).Config.model_validate(config.student).model_dump(mode="json"),
-        "train": _train(job, config).identity(),
-        "distill": config.distill.model_dump(mode="json", by_alias=True) if job.teachers else None,
-    }
-
-
-def _snippet(job: _Job, best: Trial | None, budget: Budget) -> str:
-    """The best values, with where they are from, as a file that `--config` takes."""
-    spent = _spent(budget)
-    if best is None:
-        return f"# {job.name} on {job.domain}: no trial of {budget.trials} came to its end ({spent}).\n"
-    head = (
-        f"# {job.name} on {job.domain}: best by validation NDCG@10 ({best.metric:.4f}), trial {best.number} "
-        f"of {spent}.\n"
-    )
-    sections = job.space.sections(best.values)
-    return head + (yaml.safe_dump(sections, sort_keys=False) if sections else "# The configuration as it was.\n")
-
-
-def _train(job: _Job, config: RunConfig) -> TrainConfig:
-    return with_defaults(config.train, STUDENTS.get(job.student).TRAIN_DEFAULTS)
-
-
-def _for_reproduce(config: RunConfig, jobs: Sequence[_Job], searches: Sequence[Search]) -> Path | None:
-    """Write what was searched around, with the best values of base and distilled model as methods of `ckd reproduce`.
-
-    What the distilled student takes goes for all students of its model, variants of an ablation included; the base
-    model's own values come over it, every one of them, so that none of the distilled student's is left there.
-    """
-    some = ("unisrec",)
-    students = (each for each in (*table3_methods(some), *universal(some)) if each.kind == "student")
-    printed = {each.model: each.name for each in students if not each.teachers}
-    best = {job.kind: (job, search.best) for job, search in zip(jobs, searches, strict=True)}
-    if len(best) < 2 or jobs[0].student not in printed:
-        return None
-    keys = list(dict.fromkeys(key for job in jobs for dimension in job.space.dimensions for key in dimension.keys))
-    methods = dict(config.methods)
-    named: dict[Kind, str] = {"distilled": jobs[0].student, "base": printed[jobs[0].student]}
-    for kind, name in named.items():
-        job, trial = best[kind]
-        if trial is None:
-            return None
-        run = _identity_of(job, trial)
-        train = _train(job, job.settings(trial.values)).model_dump(mode="json")
-        sections = {"student": run["config"], "train": train, "distill": run["distill"] or {}}
-        split = [(key, *key.split(".", 1)) for key in keys]
-        found = {key: sections[section][each] for key, section, each in split if each in sections[section]}
-        methods[name] = {**methods.get(name, {}), **found}
-    folder = jobs[0].folder.parent
-    path = folder / f"{'+'.join(job.name for job in jobs)}.yaml"
-    budgets = "; ".join(f"{search.kind}: {_spent(search.budget)}" for search in searches)
-    with replace_file(path) as partial:
-        given = config.model_dump(mode="json", by_alias=True, exclude_unset=True)
-        partial.write_text(
-            f"# For `ckd reproduce --config`. {budgets}.\n" + yaml.safe_dump(given | {"methods": methods})
-        )
-    return path
-
-
-def _spent(budget: Budget) -> str:
-    return f"{budget.trials} trials, {budget.epochs:,} epochs, {budget.seconds:,.0f} s of training"

@@ -22,7 +22,7 @@ from ckd.errors import CkdError, DataError
 from ckd.pipelines.finetune_teacher import RESULT
 from ckd.pipelines.reproduce.result import Experiment
 from ckd.pipelines.train_student import STUDENT_FILE
-from ckd.pipelines.tune import SEARCH_FILE, TRIALS_FILE
+from ckd.pipelines.tune_result import SEARCH_FILE, TRIALS_FILE
 from ckd.tune.trials import Budget, Trial, load_trials
 
 RunKind = Literal["student", "teacher", "pretrained teacher"]

@@ -62,27 +62,44 @@ class Graph(nn.Module):
 
     def forward(self, x_ND: torch.Tensor) -> torch.Tensor:
         """(N, D) the adjacency times `x_ND`."""
-        return _Propagation.apply(x_ND, self.neighbours, self.offsets, self.scale.to(x_ND.dtype))
+        scale = self.scale.to(x_ND.dtype)
+        return _neighbours_sum(x_ND * scale, self.neighbours, self.offsets) * scale
+
+    def smooth(self, x_ND: torch.Tensor, n_layers: int) -> torch.Tensor:
+        """(N, D) the mean of `x_ND` and its products with the adjacency's first `n_layers` powers (Eqs. 4 and 8)."""
+        return _Smoothing.apply(x_ND, n_layers, self.neighbours, self.offsets, self.scale.to(x_ND.dtype))
 
 
-def _propagate(
-    x_ND: torch.Tensor, neighbours: torch.Tensor, offsets: torch.Tensor, scale: torch.Tensor
+def _neighbours_sum(x_ND: torch.Tensor, neighbours: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
+    """A plain sum, which is torch's fastest: what the edges weigh is put on the nodes before and after."""
+    return F.embedding_bag(neighbours, x_ND, offsets, mode="sum", include_last_offset=True)
+
+
+def _smooth(
+    x_ND: torch.Tensor, n_layers: int, neighbours: torch.Tensor, offsets: torch.Tensor, scale: torch.Tensor
 ) -> torch.Tensor:
-    """Sums over neighbours. Scaling before and after leaves a plain sum, which is torch's fastest."""
-    return F.embedding_bag(neighbours, x_ND * scale, offsets, mode="sum", include_last_offset=True) * scale
+    """The adjacency is S P S, with P the sum over neighbours: its k-th power is S (P S²)ᵏ⁻¹ P S."""
+    if n_layers == 0:
+        return x_ND
+    total = part = _neighbours_sum(x_ND * scale, neighbours, offsets)
+    for _ in range(n_layers - 1):
+        part = _neighbours_sum(part * scale.square(), neighbours, offsets)
+        total = total + part
+    return total.mul_(scale).add_(x_ND).div_(n_layers + 1)
 
 
-class _Propagation(torch.autograd.Function):
-    """The adjacency is symmetric: the gradient propagates as the vectors do."""
+class _Smoothing(torch.autograd.Function):
+    """A symmetric map: the gradient is smoothed as the vectors are."""
 
     @staticmethod
-    def forward(ctx: Any, x_ND: torch.Tensor, *graph: torch.Tensor) -> torch.Tensor:
+    def forward(ctx: Any, x_ND: torch.Tensor, n_layers: int, *graph: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(*graph)
-        return _propagate(x_ND, *graph)
+        ctx.n_layers = n_layers
+        return _smooth(x_ND, n_layers, *graph)
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        return _propagate(grads[0], *ctx.saved_tensors), None, None, None
+        return _smooth(grads[0], ctx.n_layers, *ctx.saved_tensors), None, None, None, None
 
 
 class LightGCN(Recommender):
@@ -131,22 +148,18 @@ class LightGCN(Recommender):
         """(n_users, D) and (n_items + 1, D): the mean over all layers (Eqs. 4 and 8)."""
         own = [self.user_embedding.weight, self.item_embedding.weight]
         if torch.is_grad_enabled():
-            smooth = self._smooth(torch.cat(own))
+            smooth = self._smooth(own)
         else:
-            smooth = self._remembered.get(own, self.graph.neighbours, lambda: self._smooth(torch.cat(own)))
+            smooth = self._remembered.get(own, self.graph.neighbours, lambda: self._smooth(own))
         users, items = torch.split(smooth, [len(part) for part in own])
         return users, items
 
-    def _smooth(self, x_ND: torch.Tensor) -> torch.Tensor:
-        total = x_ND
-        for _ in range(self.config.n_layers):
-            x_ND = self.graph(x_ND)
-            total = total + x_ND
-        return total / (self.config.n_layers + 1)
+    def _smooth(self, own: list[torch.Tensor]) -> torch.Tensor:
+        return self.graph.smooth(torch.cat(own), self.config.n_layers)
 
     def forward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor | None]:
         users, items = self.vectors()
-        return users[batch.users], items
+        return F.embedding(batch.users, users), items
 
     def encode(self, batch: Batch) -> torch.Tensor:
         return self.vectors()[0][batch.users]
@@ -164,12 +177,10 @@ class LightGCN(Recommender):
     ) -> torch.Tensor:
         """The loss for given `negatives` (B,)."""
         assert table is not None
-        positive, negative = ((encoded * table[items]).sum(1) for items in (batch.targets, negatives))
-        own = [
-            self.user_embedding(batch.users),
-            self.item_embedding(batch.targets),
-            self.item_embedding(negatives),
-        ]
+        # Looked up together: each gradient of a table is as large as the table.
+        items = torch.cat([batch.targets, negatives])
+        positive, negative = (encoded * F.embedding(items, table).view(2, *encoded.shape)).sum(-1)
+        own = [self.user_embedding(batch.users), *self.item_embedding(items).view(2, *encoded.shape)]
         if self.config.require_pow:
             norm = torch.stack([part.square().sum() for part in own]).sum() / 2
         else:

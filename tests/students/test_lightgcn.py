@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from ckd.data.batch import Batches
 from ckd.data.domain import Domain
 from ckd.evaluation.ranks import rank_targets
+from ckd.students import lightgcn
 from ckd.students.lightgcn import Graph, LightGCN, LightGCNConfig
 
 
@@ -47,21 +49,35 @@ def test_nodes_without_edges_keep_a_share_of_their_own_vector() -> None:
     torch.testing.assert_close(users[0], expected, atol=1e-5, rtol=0)
 
 
-def test_a_step_and_an_evaluation_propagate_once(tiny: dict[str, Domain]) -> None:
+def test_a_step_and_an_evaluation_propagate_once(tiny: dict[str, Domain], monkeypatch: pytest.MonkeyPatch) -> None:
     domain = list(tiny.values())[-1]
     torch.manual_seed(0)
     model = LightGCN.create(LightGCNConfig(embedding_size=4, n_layers=3), domain)
-    passes = []
-    model.graph.register_forward_hook(lambda *_: passes.append(1))
+    passes, neighbours_sum = [], lightgcn._neighbours_sum
+    monkeypatch.setattr(lightgcn, "_neighbours_sum", lambda *args: passes.append(1) or neighbours_sum(*args))
     batch = Batches(domain, domain.instances("train"))(torch.arange(20).numpy())
     loss = model.base_loss(batch, *model(batch))
-    loss.backward()
     assert len(passes) == 3
+    loss.backward()
+    assert len(passes) == 6
     before = rank_targets(model, domain, "valid", batch_size=5).rank
-    assert len(passes) == 6
+    assert len(passes) == 9
     assert (rank_targets(model, domain, "test", batch_size=5).rank > 0).all()
-    assert len(passes) == 6
+    assert len(passes) == 9
     with torch.no_grad():
         model.user_embedding.weight.copy_(model.user_embedding.weight.flip(0))
     assert (rank_targets(model, domain, "valid", batch_size=5).rank != before).any()
-    assert len(passes) == 9
+    assert len(passes) == 12
+
+
+@pytest.mark.parametrize("n_layers", range(4))
+def test_smoothing_is_the_mean_over_the_powers_of_the_adjacency(n_layers: int) -> None:
+    torch.manual_seed(1)
+    users, items = torch.randint(0, 5, (20,)), torch.randint(1, 8, (20,))
+    graph = Graph(users, items, n_users=5, n_items=7)
+    x = torch.randn(13, 3, dtype=torch.float64, requires_grad=True)
+    found = graph.smooth(x, n_layers)
+    dense = graph(torch.eye(13, dtype=torch.float64))
+    mean = sum(torch.linalg.matrix_power(dense, k) for k in range(n_layers + 1)) / (n_layers + 1)
+    torch.testing.assert_close(found, mean @ x)
+    assert torch.autograd.gradcheck(lambda given: graph.smooth(given, n_layers), [x])

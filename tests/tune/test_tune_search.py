@@ -17,9 +17,10 @@ from ckd.data.domain import Domain
 from ckd.distill import trainer as trainer_module
 from ckd.distill.trainer import Trainer, TrainingDiverged
 from ckd.errors import ConfigError, DataError, StoreError
-from ckd.pipelines import tune as pipeline
+from ckd.pipelines import tune_result
 from ckd.pipelines.train_student import train_student
-from ckd.pipelines.tune import Request, Search, tune
+from ckd.pipelines.tune import Request, tune
+from ckd.pipelines.tune_result import Search
 
 VARY = ("train.lr=[0.001,0.01,0.03]", "student.hidden_dropout={low: 0.1, high: 0.5}")
 
@@ -164,7 +165,7 @@ def test_a_search_that_was_killed_goes_on_as_if_it_had_not_been(studio: Any, mon
 @pytest.mark.parametrize("place", ["save_trials", "write_json"])
 def test_killed_between_a_trial_and_its_record(studio: Any, monkeypatch: pytest.MonkeyPatch, place: str) -> None:
     (whole,) = searches(studio, name="whole")
-    real, calls = getattr(pipeline, place), 0
+    real, calls = getattr(tune_result, place), 0
 
     def die(*args: Any, **kwargs: Any) -> None:
         nonlocal calls
@@ -173,7 +174,7 @@ def test_killed_between_a_trial_and_its_record(studio: Any, monkeypatch: pytest.
             raise KeyboardInterrupt
         real(*args, **kwargs)
 
-    monkeypatch.setattr(pipeline, place, die)
+    monkeypatch.setattr(tune_result, place, die)
     with pytest.raises(KeyboardInterrupt):
         searches(studio, name="broken")
     (broken,) = searches(studio, name="broken")
