@@ -233,10 +233,12 @@ def scoring(
 
     def score_vectors(encoded: torch.Tensor, low: int, high: int) -> torch.Tensor:
         block = table[low - 1 : high - 1]
-        missing = -len(block) % COLUMNS
-        if even and missing:
-            block = F.pad(block, (0, 0, 0, missing))
-        return (encoded @ block.T)[:, : high - low]
+        over = len(block) % COLUMNS if even else 0
+        if not over:
+            return encoded @ block.T
+        # Apart, so that of the table no more is copied than these.
+        last = encoded @ F.pad(block[-over:], (0, 0, 0, COLUMNS - over)).T
+        return torch.cat([encoded @ block[:-over].T, last[:, :over]], dim=1)
 
     return encode_vectors, score_vectors
 

@@ -17,7 +17,9 @@ def device_of(model: object) -> torch.device:
 
 
 def pick_device(name: str, key: str = "train.device") -> torch.device:
-    """The device of that name; `auto` is a GPU where there is one.
+    """The device of that name, ready for use; `auto` is a GPU where there is one.
+
+    A GPU becomes this thread's own, and multiplies float32 as such.
 
     Args:
         key: what the user has set, for the message.
