@@ -60,12 +60,7 @@ class Graph(nn.Module):
         users, items = torch.from_numpy(domain.user_of[part]), torch.from_numpy(domain.items[part])
         return cls(users, items, domain.n_users, domain.n_items)
 
-    def forward(self, x_ND: torch.Tensor) -> torch.Tensor:
-        """(N, D) the adjacency times `x_ND`."""
-        scale = self.scale.to(x_ND.dtype)
-        return _neighbours_sum(x_ND * scale, self.neighbours, self.offsets) * scale
-
-    def smooth(self, x_ND: torch.Tensor, n_layers: int) -> torch.Tensor:
+    def forward(self, x_ND: torch.Tensor, n_layers: int) -> torch.Tensor:
         """(N, D) the mean of `x_ND` and its products with the adjacency's first `n_layers` powers (Eqs. 4 and 8)."""
         return _Smoothing.apply(x_ND, n_layers, self.neighbours, self.offsets, self.scale.to(x_ND.dtype))
 
@@ -155,7 +150,8 @@ class LightGCN(Recommender):
         return users, items
 
     def _smooth(self, own: list[torch.Tensor]) -> torch.Tensor:
-        return self.graph.smooth(torch.cat(own), self.config.n_layers)
+        smooth: torch.Tensor = self.graph(torch.cat(own), self.config.n_layers)
+        return smooth
 
     def forward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor | None]:
         users, items = self.vectors()
