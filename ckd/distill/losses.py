@@ -15,7 +15,7 @@ import torch
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from ckd.nn.chunks import block_rows, row_chunks
+from ckd.nn.chunks import block_rows, even_rows, row_chunks
 
 Direction = Literal["student", "teacher"]
 
@@ -95,7 +95,7 @@ class _FullSoftmaxLoss(torch.autograd.Function):
         need_encoded, need_table = ctx.needs_input_grad[:2]
         grad_encoded = torch.empty_like(encoded) if need_encoded else None
         grad_table: torch.Tensor | None = None
-        buffer = table.new_empty((step, count))
+        buffer = even_rows(step, count, table)
         for start in range(0, n, step):
             here = slice(start, min(start + step, n))
             block = encoded[here]

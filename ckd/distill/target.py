@@ -20,7 +20,7 @@ from ckd.distill.consistency import (
 from ckd.distill.losses import renormalise
 from ckd.distill.masks import catalogue_mask
 from ckd.errors import ConfigError
-from ckd.nn.chunks import block_rows
+from ckd.nn.chunks import block_rows, products
 
 
 @dataclass(frozen=True)
@@ -185,7 +185,7 @@ class CatalogueRows:
         mask = catalogue_mask(
             self.row_users[rows], self.row_targets[rows], self.users, self.targets, len(self.tables[0])
         )
-        return [users[rows] @ table.T for users, table in zip(self.vectors, self.tables, strict=True)], mask
+        return [products(users[rows], table) for users, table in zip(self.vectors, self.tables, strict=True)], mask
 
     @torch.no_grad()
     def block(self, rows: slice) -> Callable[[slice], tuple[torch.Tensor, torch.Tensor]]:

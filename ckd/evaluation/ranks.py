@@ -236,9 +236,12 @@ def scoring(
         over = len(block) % COLUMNS if even else 0
         if not over:
             return encoded @ block.T
-        # Apart, so that of the table no more is copied than these.
-        last = encoded @ F.pad(block[-over:], (0, 0, 0, COLUMNS - over)).T
-        return torch.cat([encoded @ block[:-over].T, last[:, :over]], dim=1)
+        # What is left over apart, so that of the table no more is copied; both into one matrix, which has room for it.
+        rest = len(block) - over
+        scores = encoded.new_empty(len(encoded), rest + COLUMNS)
+        torch.mm(encoded, block[:rest].T, out=scores[:, :rest])
+        torch.mm(encoded, F.pad(block[rest:], (0, 0, 0, COLUMNS - over)).T, out=scores[:, rest:])
+        return scores[:, : len(block)]
 
     return encode_vectors, score_vectors
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ckd.nn.chunks import block_rows, row_chunks
+from ckd.nn.chunks import block_rows, products, row_chunks
 
 #: Scores are cut off here, so that their exponentials stay finite.
 CLAMP = 40.0
@@ -32,7 +32,7 @@ class _RowLoss(torch.autograd.Function):
         grad_users, grad_items = torch.empty_like(users), torch.zeros_like(items)
         for start in range(0, n, step):
             block = users[start : start + step]
-            slopes = block @ items.T
+            slopes = products(block, items)
             for rows in row_chunks(slopes):
                 with torch.enable_grad():
                     scores = slopes[rows].to(total.dtype, copy=True).requires_grad_()
