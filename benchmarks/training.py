@@ -18,6 +18,8 @@ import venv
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from benchmarks.device import memory_cells, memory_headers
 from ckd.config import load_config
 from ckd.console import out
@@ -42,16 +44,20 @@ RECBOLE = (
 
 
 def recbole_python() -> Path:
-    """The interpreter of RecBole's environment, made when it is missing."""
+    """The interpreter of RecBole's environment, made when it is missing or has another torch than runs this.
+
+    Versions of torch differ in speed, and its builds by hundreds of MB before anything is trained.
+    """
     folder = CACHE / "recbole-env"
     python = folder / "bin" / "python"
     stamp = folder / ".ready"
-    if not stamp.exists():
+    same = f"torch=={torch.__version__.split('+')[0]}"
+    if not stamp.exists() or stamp.read_text() != same:
         out.print(f"making {folder}")
         venv.create(folder, with_pip=True, clear=True)
         requirements = HERE / "recbole" / "requirements.txt"
-        subprocess.run([python, "-m", "pip", "install", "--quiet", "-r", requirements], check=True)
-        stamp.touch()
+        subprocess.run([python, "-m", "pip", "install", "--quiet", "-r", requirements, same], check=True)
+        stamp.write_text(same)
     return python
 
 
