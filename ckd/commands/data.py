@@ -26,7 +26,7 @@ def prepare(
     from ckd import console, views
     from ckd.pipelines.prepare import prepare as run
 
-    settings = settings_of(config, override)
+    settings = settings_of(config, override, reads=("prepare",))
     with console.bars() as bars:
         prepared = run(
             work,
@@ -45,7 +45,7 @@ def example(replace: Replace = False, work: Work = WORK, seed: Seed = None, json
     from ckd import views
     from ckd.pipelines.example import prepare_example
 
-    views.domains(prepare_example(work, settings_of(None, None, seed).seed, replace=replace), json)
+    views.domains(prepare_example(work, settings_of(None, None, seed, reads=("seed",)).seed, replace=replace), json)
 
 
 def encode_items(
@@ -79,7 +79,7 @@ def encode_items(
         refuse(importing, "is for importing vectors, with --vectors")
     else:
         refuse({"--model": model, "--images": images}, "nothing is encoded where --vectors are ready-made")
-    settings = settings_of(config, override)
+    settings = settings_of(config, override, reads=("features",))
     modality = modality or settings.features.get("modality", "text")
     parse(EncodeConfig, {"modality": modality}, "features")
     with console.bars() as bars:

@@ -26,7 +26,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 Restart = Annotated[bool, typer.Option("--restart", help="Discard what is in the run's folder.")]
 WORK = Path("ckd-work")
 
-#: What a base model is trained without, for `say_unused`.
+#: What a base model is trained without, for `settings_of`.
 UNDISTILLED = {"distill": "nothing is distilled with --no-distill"}
 
 
@@ -63,40 +63,52 @@ def refuse(options: Mapping[str, Any], why: str) -> None:
 
 
 def settings_of(
-    config: Path | None, override: list[str] | None, seed: int | None = None, *, used: tuple[str, ...] = ()
+    config: Path | None,
+    override: list[str] | None,
+    seed: int | None = None,
+    *,
+    reads: tuple[str, ...] | None,
+    unused: Mapping[str, str] | None = None,
 ) -> RunConfig:
     """The configuration that the options name.
 
+    Of overrides that change nothing it says so. Of a file, which may serve other commands, it says nothing, but for the
+    sections that `ckd reproduce` gives its models settings from, `methods` and `base`, which could be meant for all.
+
     Args:
-        used: which of the sections that `ckd reproduce` gives its models settings from, `methods` and `base`, the
-            command uses as well. Of the others it says that they change nothing.
+        reads: which sections the command reads; none: all.
+        unused: what else it does not read, `section` or `section.key`, and why.
     """
-    from ckd.config import load_config
+    from ckd.config import RunConfig, load_config
 
     settings = load_config(config, [*(override or []), *([] if seed is None else [f"seed={seed}"])])
-    aside = [name for name in ("methods", "base") if name not in used and getattr(settings, name)]
+    everything = tuple(RunConfig.model_fields)
+    reads = everything if reads is None else reads
+    theirs = "methods", "base"
+    aside = [name for name in theirs if name not in reads and getattr(settings, name)]
     if aside:
         print(f"ckd: {' and '.join(aside)}: settings of `ckd reproduce`, which change nothing here.", file=sys.stderr)
+    others = [name for name in everything if name not in (*reads, *theirs)]
+    told = dict.fromkeys(others, f"of settings this command reads {', '.join(reads)}") | dict(unused or {})
+    for key in _keys_in(override or []):
+        why = told.get(key) or told.get(key.split(".")[0])
+        if why is not None:
+            print(f"ckd: {key}: {why}; it changes nothing here.", file=sys.stderr)
     return settings
 
 
-def say_unused(override: list[str] | None, unused: Mapping[str, str]) -> None:
-    """Say of overrides that they change nothing, and why; of a file, which may serve other commands, nothing is said.
-
-    Args:
-        unused: what the command does not read, `section` or `section.key`, and why.
-    """
-    for key in _keys_in(override or []):
-        why = unused.get(key) or unused.get(key.split(".")[0])
-        if why is not None:
-            print(f"ckd: {key}: {why}; it changes nothing here.", file=sys.stderr)
-
-
 def planned() -> dict[str, str]:
-    """What a student's plan gives, which teachers alone are told, for `say_unused`."""
+    """What a student's plan gives, which teachers alone are told, for `settings_of`."""
     from ckd.config import TrainConfig
 
     return {f"train.{name}": f"a student's batches are its plan's (plan.{name})" for name in TrainConfig.OF_A_PLAN}
+
+
+def device_alone(why: str) -> dict[str, str]:
+    """Everything of `train` but the device, for `settings_of`."""
+    from ckd.config import TrainConfig
+
+    return {f"train.{name}": why for name in TrainConfig.model_fields if name != "device"}
 
 
 def _keys_in(override: list[str]) -> list[str]:

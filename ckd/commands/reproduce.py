@@ -156,7 +156,7 @@ def _run(
     from ckd.pipelines import reproduce as room
     from ckd.pipelines.reproduce.study import make_study
 
-    settings = settings_of(config, override, used=("methods", "base"))
+    settings = settings_of(config, override, reads=None)
     options = room.Options(**{key: names_if_given(text) for key, text in chosen.items()})
     with console.bars() as bars:
         study = make_study(

@@ -17,6 +17,7 @@ from ckd.commands.options import (
     Scores,
     Seed,
     Work,
+    device_alone,
     names_if_given,
     refuse,
     settings_of,
@@ -51,7 +52,7 @@ def plan(
     if dry_run:
         refuse({"--show": show, "--figure": figure}, "there is no plan to show or draw after a --dry-run")
     runs = names_if_given(teachers)
-    settings = settings_of(config, override, seed)
+    settings = settings_of(config, override, seed, reads=("seed", "plan"))
     if figure:
         pipeline.check_picture(figure)
     with console.bars() as bars:
@@ -89,7 +90,13 @@ def teacher_score(
 
     if dry_run:
         refuse({"--workers": workers, "--scores": scores}, "nothing is computed or written in a --dry-run")
-    settings = settings_of(config, [*(override or []), *([f"score.codec={codec}"] if codec else [])])
+    settings = settings_of(
+        config,
+        [*(override or []), *([f"score.codec={codec}"] if codec else [])],
+        reads=("score", "distill", "train", *(("teacher",) if user_vectors else ())),
+        unused={"plan": "`ckd plan` has made the plan"}
+        | device_alone("the teacher is trained, and takes the device alone"),
+    )
     if user_vectors or item_vectors:
         if teacher != "vectors" or not (user_vectors and item_vectors):
             raise typer.BadParameter("--user-vectors and --item-vectors go together, and with --teacher vectors")

@@ -19,11 +19,11 @@ from ckd.commands.options import (
     Scores,
     Seed,
     Work,
+    device_alone,
     names_if_given,
     names_in,
     planned,
     refuse,
-    say_unused,
     settings_of,
 )
 
@@ -66,8 +66,13 @@ def train_student(
     if no_distill:
         refuse({"--scores": scores, "--allow-mismatch": allow_mismatch}, UNDISTILLED["distill"])
     named = names_if_given(teachers)
-    settings = settings_of(config, override, seed)
-    say_unused(override, planned() | (UNDISTILLED if no_distill else {}))
+    settings = settings_of(
+        config,
+        override,
+        seed,
+        reads=("seed", "distill", "train", "student"),
+        unused={"plan": "`ckd plan` has made the plan"} | planned() | (UNDISTILLED if no_distill else {}),
+    )
     chosen = () if no_distill else named or scored_teachers(work, domain, plan, scores)
     with parallel.joined(settings.train.device) as processes, console.bars(processes.first) as bars:
         result = train(
@@ -112,8 +117,11 @@ def train_baseline(
     from ckd.pipelines.train_baseline import train_baseline as train
 
     chosen = names_if_given(teachers) or ()
-    settings = settings_of(config, override, seed)
-    say_unused(override, _unused(baseline))
+    unused = device_alone("a baseline's settings are its section baseline, and of train the device")
+    if baseline == "recguru":
+        unused["student"] = "recguru trains a model of its own"
+    reads = ("seed", "baseline", "student", "train")
+    settings = settings_of(config, override, seed, reads=reads, unused=unused)
     if teachers is None and baseline == "hetcomp" and source is None:
         chosen = tuple(listed_teachers(work, domain))
     with console.bars() as bars:
@@ -131,17 +139,6 @@ def train_baseline(
             on_epoch=views.baseline_epoch_printer(json),
         )
     views.trained(result, json)
-
-
-def _unused(baseline: str) -> dict[str, str]:
-    """What a baseline does not read of the configuration, and why."""
-    from ckd.config import TrainConfig
-
-    own = "a baseline's settings are its section baseline"
-    unused = dict.fromkeys(("prepare", "features", "plan", "score", "distill", "teacher"), own)
-    unused |= {f"train.{name}": f"{own}, and of train the device" for name in TrainConfig.model_fields}
-    del unused["train.device"]
-    return unused | ({"student": "recguru trains a model of its own"} if baseline == "recguru" else {})
 
 
 def evaluate(

@@ -36,7 +36,7 @@ def pretrain_teacher(
     from ckd import console, views
     from ckd.pipelines.pretrain_teacher import pretrain_teacher as pretrain
 
-    settings = settings_of(config, override, seed)
+    settings = settings_of(config, override, seed, reads=("seed", "teacher", "train"))
     with console.bars() as bars:
         result = pretrain(work, teacher, names_in(domains), settings, run=run, progress=bars, restart=restart)
     views.record(f"Pre-trained {teacher}", result, json)
@@ -65,7 +65,7 @@ def finetune_teacher(
     from ckd import console, views
     from ckd.pipelines.finetune_teacher import finetune_teacher as finetune
 
-    settings = settings_of(config, override, seed)
+    settings = settings_of(config, override, seed, reads=("seed", "teacher", "train"))
     with console.bars() as bars:
         result = finetune(
             work,
@@ -94,5 +94,5 @@ def import_teacher(
     from ckd import views
     from ckd.pipelines.import_teacher import import_teacher as run_import
 
-    settings = settings_of(config, override)
+    settings = settings_of(config, override, reads=("teacher",))
     views.record(f"Imported {teacher}", run_import(work, teacher, checkpoint, settings.teacher, run), json)

@@ -20,7 +20,6 @@ from ckd.commands.options import (
     names_if_given,
     planned,
     refuse,
-    say_unused,
     settings_of,
 )
 
@@ -86,8 +85,13 @@ def tune(
         name=name,
         restart=restart,
     )
-    settings = settings_of(config, override, seed, used=("base",))
-    say_unused(override, planned() | (UNDISTILLED if no_distill else {}))
+    settings = settings_of(
+        config,
+        override,
+        seed,
+        reads=("seed", "plan", "distill", "train", "student", "base"),
+        unused=planned() | (UNDISTILLED if no_distill else {}),
+    )
     with console.bars() as bars:
         found = run(work, domain, settings, request, progress=bars, on_trial=views.trial_printer(json))
     views.tuned(found, json)

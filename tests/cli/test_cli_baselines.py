@@ -74,7 +74,7 @@ def test_recguru_and_the_serving_report(ckd: Ckd, studio: Any, config: Path) -> 
     assert told.json["reused"]
     assert told.err == (
         "ckd: student.hidden_size: recguru trains a model of its own; it changes nothing here.\n"
-        "ckd: plan.buckets: a baseline's settings are its section baseline; it changes nothing here.\n"
+        "ckd: plan.buckets: of settings this command reads seed, baseline, student, train; it changes nothing here.\n"
     )
     serve = ["serving", *at(studio), "--runs", f"{run},unisrec-0", "--batch-sizes", "1,4", "--repeats", 2]
     table = ckd(*serve, "--device", "cpu", "--json").json

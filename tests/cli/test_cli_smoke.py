@@ -262,30 +262,6 @@ def test_a_plan_that_ends_within_its_curriculum_says_so(
     assert ("plan.epochs has to be at least 2." in found.out) == short
 
 
-def test_settings_by_method_are_said_to_change_nothing_elsewhere(ckd: Ckd, studio: Any, config: Path) -> None:
-    words = ["plan", "--domain", studio.domain.name, "--work", studio.work, "--config", config]
-    assert ckd(*words).err == ""
-    found = ckd(*words, "-o", "methods={fm: {train.lr: 0.1}}", "-o", "base.hidden_size=8", "--json")
-    assert found.err == "ckd: methods and base: settings of `ckd reproduce`, which change nothing here.\n"
-    assert found.json["plan"] == studio.plan
-
-
-def test_settings_that_the_plan_gives_students_are_said_to_change_nothing(ckd: Ckd, studio: Any, config: Path) -> None:
-    words = ["train-student", "--domain", studio.domain.name, "--no-distill", "--work", studio.work, "--config", config]
-    # The file has a batch size for teachers, which is said to nobody.
-    assert "changes nothing" not in ckd(*words, "--run", "plain").err
-    found = ckd(*words, "--run", "told", "-o", "train.batch_size=8", "-o", "train.layout=user", "--json")
-    assert found.err == "".join(
-        f"ckd: train.{name}: a student's batches are its plan's (plan.{name}); it changes nothing here.\n"
-        for name in ("batch_size", "layout")
-    )
-    told = ckd(*words, "--run", "whole", "-o", "train={layout: user, epochs: 1}", "-o", "distill.lambda=3", "--json")
-    assert told.err == (
-        "ckd: train.layout: a student's batches are its plan's (plan.layout); it changes nothing here.\n"
-        "ckd: distill.lambda: nothing is distilled with --no-distill; it changes nothing here.\n"
-    )
-
-
 def test_plan_dry_run(ckd: Ckd, everything: Snapshots, studio: Any, config: Path) -> None:
     before = everything(studio.work)
     words = ["plan", "--domain", studio.domain.name, "--work", studio.work, "--config", config, "--seed", 99]
