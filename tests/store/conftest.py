@@ -63,3 +63,11 @@ def case() -> Case:
 @pytest.fixture
 def make_case() -> type[Case]:
     return Case
+
+
+@pytest.fixture
+def whole(tmp_path: Path, case: Case) -> Path:
+    """A finished store of the case."""
+    case.write(tmp_path / "whole")
+    case.scored.clear()
+    return tmp_path / "whole"
