@@ -23,7 +23,7 @@ CONFIG ?= $(wildcard configs/$(DOMAINS).yaml)
 # Between quotes bash leaves a tilde as it is.
 place = "$(patsubst ~/%,$(HOME)/%,$(1))"
 
-.PHONY: setup check test smoke report bench clean
+.PHONY: setup check test smoke report reference bench clean
 
 setup: $(STAMP)
 
@@ -35,8 +35,8 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $(STAMP)
 
 check: $(STAMP)
-	$(BIN)/ruff format --check ckd tests benchmarks
-	$(BIN)/ruff check ckd tests benchmarks
+	$(BIN)/ruff format --check ckd tests benchmarks docs
+	$(BIN)/ruff check ckd tests benchmarks docs
 	$(BIN)/mypy ckd
 
 test: $(STAMP)
@@ -54,6 +54,10 @@ reproduce-%: $(STAMP)
 # Everything that lies in the work folder, as one page and as Markdown and LaTeX tables.
 report: $(STAMP)
 	$(BIN)/ckd report --work $(call place,$(WORK)) --tables $(call place,$(WORK)/tables)
+
+# docs/reference.md, from what commands and settings say of themselves.
+reference: $(STAMP)
+	$(BIN)/python docs/reference.py
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks.run $(if $(DATA),--data $(call place,$(DATA)))

@@ -95,12 +95,16 @@ class DistillConfig(Section):
     weights: Literal["validation", "uniform"] | dict[str, Weight] = Field(
         "validation", description="teacher weights w_k: validation NDCG@10, uniform, or given"
     )
-    normalisation: Literal["softmax", "minmax", "zscore"] = "softmax"
+    normalisation: Literal["softmax", "minmax", "zscore"] = Field(
+        "softmax", description="how teachers' scores are made comparable (paper 3.6.1)"
+    )
     epsilon: float | None = Field(
         None, ge=0, description="threshold of the inconsistency; none: the quantile below decides"
     )
     epsilon_quantile: float = Field(0.5, ge=0, le=1, description="share of instances that keep every teacher")
-    consistency: Literal["instance", "pair", "off"] = "instance"
+    consistency: Literal["instance", "pair", "off"] = Field(
+        "instance", description="for what the least consistent teacher is dropped, Eq. (4); off: for nothing"
+    )
     direction: Literal["student", "teacher"] = Field("student", description="student: KL(p || q), Eq. (9)")
     temperature: Positive | Calibrated | dict[str, Positive | Calibrated] | None = Field(
         None,
@@ -115,16 +119,18 @@ class DistillConfig(Section):
 class TrainConfig(Section):
     """The training loop, for students and for teachers."""
 
-    lr: float = Field(1e-3, gt=0)
+    lr: float = Field(1e-3, gt=0, description="learning rate")
     weight_decay: float = Field(1e-5, ge=0, description="L2 regularisation inside Adam")
     batch_size: int | None = Field(None, ge=2, description="instances a step when no plan gives it (teachers)")
     layout: Literal["user", "instance"] = Field(
         "instance", description="batches of whole users or of single instances when no plan gives them (teachers)"
     )
     epochs: int | None = Field(None, ge=1, description="most epochs; none: as planned")
-    patience: int = Field(10, ge=1, description="validations without a better NDCG@10 before stopping")
+    patience: int = Field(
+        10, ge=1, description="validations without a better NDCG@10 before stopping; a curriculum's stages do not count"
+    )
     validate_every: int = Field(1, ge=1, description="epochs between validations")
-    clip_norm: float | None = Field(None, gt=0)
+    clip_norm: float | None = Field(None, gt=0, description="largest norm of a step's gradient; none: any")
     ema: float | None = Field(
         None,
         gt=0,
@@ -132,8 +138,13 @@ class TrainConfig(Section):
         description="decay, at each step, of a moving average of the weights, which is validated and kept; none: the "
         "weights themselves are",
     )
-    ce: Literal["full", "in-batch", "in-batch-logq"] = "full"
-    precision: Literal["fp32", "bf16"] = "fp32"
+    ce: Literal["full", "in-batch", "in-batch-logq"] = Field(
+        "full",
+        description="candidates of cross-entropy, Eq. (6): all items or the batch's; logq: corrected for popularity",
+    )
+    precision: Literal["fp32", "bf16"] = Field(
+        "fp32", description="bf16 multiplies in bfloat16; weights, softmax and losses are float32"
+    )
     device: str = Field("auto", description="auto: cuda where there is one, else cpu")
     checkpoint_steps: int | None = Field(None, ge=1, description="steps between checkpoints; none: every epoch")
     tensorboard: bool = Field(

@@ -11,7 +11,8 @@ import torch
 
 Normalisation = Literal["softmax", "minmax", "zscore"]
 
-#: Smallest probability in a min-max target: its least item would otherwise have none, and KL(p || q) no value.
+#: Smallest weighted score of Eq. (5) in a min-max target: its least item would otherwise have none, and KL(p || q) no
+#: value.
 MINMAX_FLOOR = 1e-8
 
 
@@ -39,12 +40,15 @@ def normalise(log_scores: torch.Tensor, method: Normalisation = "softmax") -> to
 
 
 def inconsistency(normalised: torch.Tensor) -> torch.Tensor:
-    """D_ik = sum over k' != k and j of (s~_ijk - s~_ijk')^2: -conf of Eq. (4), Eq. (2) of v1; (K, B) from (K, B, B)."""
+    """D_ik = sum over k' != k and j of (s~_ijk - s~_ijk')^2; (K, B) from (K, B, B).
+
+    It is Eq. (2) of v1, and -conf of Eq. (4) summed over j.
+    """
     return inconsistency_per_pair(normalised, sum_items=True)
 
 
 def inconsistency_per_pair(normalised: torch.Tensor, *, sum_items: bool = False) -> torch.Tensor:
-    """D_ijk = sum over k' != k of (s~_ijk - s~_ijk')^2, each user-item pair for itself; (K, B, B) from (K, B, B)."""
+    """D_ijk = sum over k' != k of (s~_ijk - s~_ijk')^2: -conf of Eq. (4), by pair; (K, B, B) from (K, B, B)."""
     count = len(normalised)
     parts: list[list[torch.Tensor]] = [[] for _ in range(count)]
     for a in range(count):

@@ -1,4 +1,4 @@
-"""Ranking metrics, all derived from the rank of each user's one target (paper 4.1.3).
+"""Ranking metrics, all derived from the rank of each user's one target (paper 4.1.2).
 
 With one relevant item, Recall@K is the hit rate, and NDCG@K is 1 / log2(rank + 1) inside the first K, since the ideal
 list has a DCG of 1.

@@ -1,4 +1,4 @@
-"""Pre-trains a teacher over several source domains (paper 4.1.2), for fine-tuning to start from."""
+"""Pre-trains a teacher over several source domains (paper 4.1.1), for fine-tuning to start from."""
 
 from __future__ import annotations
 

@@ -337,7 +337,7 @@ class Chain:
         return self._trained(method, settings, run, runs, method.model, train)
 
     def source(self) -> str | None:
-        """The second domain that RecGURU shares its encoder with: the first other one."""
+        """The domain that RecGURU shares its encoder with: the first source, else the first other one by name."""
         known = SOURCES if self.study.data is None else domains_in(self.study.data)
         others = [*self.study.sources, *known]
         return next((name for name in others if name != self.name), None)

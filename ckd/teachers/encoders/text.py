@@ -167,7 +167,7 @@ class TextEncoder:
 def drop_words(text: str, ratio: float, seed: int) -> str:
     """`text` without a share of its words, drawn from (seed, text) alone; one word always stays.
 
-    UniSRec's word drop (its section 2.3.2): each word goes with probability `ratio`. Drawing from the text itself
+    UniSRec's word drop (its section 2.2.2): each word goes with probability `ratio`. Drawing from the text itself
     makes an item's variant independent of the rest of the catalogue.
     """
     words = text.split()
