@@ -64,6 +64,12 @@ def test_pairs_keep_the_first_and_nothing_keeps_all(tmp_path: Path) -> None:
     assert lengths == {"none": ["i", "i", "j", "i"], "exact": ["i", "j", "i"], "pair": ["i", "j"]}
 
 
+def test_events_of_one_time_keep_the_files_order(tmp_path: Path) -> None:
+    (tmp_path / "events.csv").write_text("user,item,time\na,z,1\na,b,1\na,m,1\n")
+    domain = prepare(tmp_path / "work", tmp_path / "events.csv", name="toy", config=PrepareConfig()).domain
+    assert [domain.item_table["raw_id"][int(n) - 1] for n in domain.items] == ["z", "b", "m"]
+
+
 @pytest.mark.parametrize(
     ("config", "message"),
     [

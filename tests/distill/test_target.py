@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ckd.config import DistillConfig
+from ckd.distill.consistency import MINMAX_FLOOR
 from ckd.distill.losses import masked_log_softmax
 from ckd.distill.target import Target, TargetBuilder, TargetCache, measure_epsilon
 
@@ -87,6 +88,49 @@ def test_dropped_shares_count_instances_or_counted_pairs() -> None:
     torch.testing.assert_close(by_pair([agreed, agreed, odd], mask).dropped, torch.tensor([0.0, 0.0, 2 / 15]))
     by_pair.epsilon = 0.1
     torch.testing.assert_close(by_pair([agreed, agreed, odd], mask).dropped, torch.tensor([0.0, 0.0, 7 / 15]))
+
+
+def mixed(z: torch.Tensor, mask: torch.Tensor, weights: list[float], method: str) -> torch.Tensor:
+    """log q by the definitions, row by row: weighted normalised scores over the columns that count, then Eq. (7)."""
+    log_q = torch.full(mask.shape, -torch.inf, dtype=torch.float64)
+    for row, counted in enumerate(mask):
+        total = torch.zeros(int(counted.sum()), dtype=torch.float64)
+        for weight, scores in zip(weights, z[:, row, counted], strict=True):
+            log_s = scores.log_softmax(dim=0)
+            s = log_s.exp()
+            standard = (log_s - log_s.mean()) / log_s.std(correction=0)
+            total += weight * (standard if method == "zscore" else (s - s.min()) / (s.max() - s.min()))
+        floored = total.clamp_min(MINMAX_FLOOR)
+        log_q[row, counted] = total.log_softmax(dim=0) if method == "zscore" else (floored / floored.sum()).log()
+    return log_q
+
+
+@pytest.mark.parametrize("method", ["minmax", "zscore"])
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_the_target_of_other_normalisations(method: str, count: int) -> None:
+    z, _ = logits(count, 9, seed=4)
+    # A row with one column alone has no span and no deviation; three are in every row.
+    mask = (torch.eye(9) + torch.eye(9).roll(1, 1) + torch.eye(9).roll(4, 1)) > 0
+    weights = [0.5, 0.3, 0.2][:count]
+    config = DistillConfig(normalisation=method, consistency="off")  # type: ignore[arg-type]
+    builder = TargetBuilder(config, list("abc")[:count], weights, [1.0] * count, epsilon=0.0)
+    found = builder(list((3 * z).log_softmax(dim=-1).float()), mask).log_q
+    expected = mixed(3 * z, mask, [weight / sum(weights) for weight in weights], method)
+    torch.testing.assert_close(found.double(), expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("normalisation", ["softmax", "minmax", "zscore"])
+@pytest.mark.parametrize("consistency", ["instance", "pair"])
+def test_the_quantile_is_the_share_that_keeps_every_teacher(normalisation: str, consistency: str) -> None:
+    batches = []
+    for seed in range(4):
+        z, mask = logits(3, 32, seed)
+        batches.append((list((3 * z).log_softmax(dim=-1).float()), mask))
+    config = DistillConfig(consistency=consistency, normalisation=normalisation)  # type: ignore[arg-type]
+    builder = TargetBuilder(config, ["a", "b", "c"], [1, 1, 1], [1, 1, 1], epsilon=0.0)
+    builder.epsilon = measure_epsilon(builder, batches, 0.3)
+    kept = [1 - float(builder(*batch).dropped.sum()) for batch in batches]
+    assert sum(kept) / len(kept) == pytest.approx(0.3, abs=0.05)
 
 
 def test_epsilon_is_the_quantile_over_all_batches() -> None:

@@ -218,7 +218,26 @@ def test_a_repeated_item_is_no_rival_but_stays_the_target() -> None:
     assert rank_targets(SumOfItems(table), domain, "test", mask_history=True).rank.tolist() == [2]
 
 
+def test_a_target_of_the_past_still_ties_with_its_rivals() -> None:
+    """All items score the same: of the three that are left and the target, each place is as likely, and comes up."""
+    users, past = 60, [4, 2, 3, 2]
+    indptr = np.arange(0, 4 * users + 1, 4)
+    domain = Domain(
+        name="tied",
+        indptr=indptr,
+        items=np.array(past * users, dtype=np.int32),
+        split=leave_one_out(indptr),
+        item_table=pl.DataFrame({"item": range(1, 7), "raw_id": list("abcdef"), "text": [""] * 6}),
+        user_ids=pl.Series([f"u{n}" for n in range(users)]),
+        history_cap=9,
+    )
+    found = rank_targets(SumOfItems(torch.ones(7, 1)), domain, "test", mask_history=True)
+    assert set(found.rank.tolist()) == {1, 2, 3, 4}
+
+
 def test_what_comes_with_the_ranks(domain: Domain) -> None:
+    domain = replace(domain, history_cap=3)
+    assert (domain.indptr[1:] - domain.indptr[:-1]).max() > 5
     model = SumOfItems(whole_numbers(0, domain))
     found = rank_targets(model, domain, "valid", batch_size=7, model="run-1", mask_history=True)
     instances = domain.instances("valid")

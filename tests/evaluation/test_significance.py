@@ -13,7 +13,7 @@ from scipy import stats
 from ckd.errors import ConfigError, DataError
 from ckd.evaluation.metrics import per_user
 from ckd.evaluation.ranks import Ranks
-from ckd.evaluation.significance import METRICS, TESTS, compare, holm, paired_test
+from ckd.evaluation.significance import METRICS, RESAMPLES, TESTS, compare, holm, paired_test
 
 SEEDS = st.integers(0, 2**32 - 1)
 
@@ -71,6 +71,11 @@ def test_the_bootstrap_agrees_with_t_on_a_large_sample() -> None:
     assert bootstrap.p_value == pytest.approx(t.p_value, abs=0.01)
     assert (bootstrap.low, bootstrap.high) == pytest.approx((t.low, t.high), abs=0.005)
     assert bootstrap.statistic == pytest.approx(t.statistic, rel=0.05)
+
+
+def test_no_number_of_resamples_makes_a_bootstrap_certain() -> None:
+    found = paired_test(np.arange(50.0) + 10, np.zeros(50), test="bootstrap")
+    assert found.p_value == 1 / (RESAMPLES + 1)
 
 
 def test_the_bootstrap_follows_its_seed() -> None:
@@ -139,6 +144,15 @@ def test_several_runs_are_averaged_user_by_user() -> None:
     found = compare([a, b], c, ["mrr"])["mrr"]
     assert found == paired_test([0.75, 0.55], [0.25, 0.25])
     assert found.n == 2
+    assert compare(c, [a, b], ["mrr"])["mrr"] == paired_test([0.25, 0.25], [0.75, 0.55])
+
+
+def test_runs_of_one_side_must_match_too() -> None:
+    for own, other in (([1, 2], [3, 4]), ([3, 4], [1, 2])):
+        sides = {"own": [make_ranks(own), make_ranks(own, split="valid")], "other": [make_ranks(other)]}
+        for first, second in (("own", "other"), ("other", "own")):
+            with pytest.raises(DataError, match="split"):
+                compare(sides[first], sides[second])
 
 
 def test_improvement_over_nothing() -> None:

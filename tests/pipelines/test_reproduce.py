@@ -113,7 +113,13 @@ def check_runs(work: Path, found: Experiment) -> None:
     for run in found.runs:
         ranks = load_ranks(work / run.folder / "ranks-test.parquet")
         assert run.metrics["recall@10"] == pytest.approx((ranks.rank <= 10).mean())
-        assert 0 <= run.valid["ndcg@10"] <= 1
+        folder = work / run.folder
+        if run.kind == "teacher":
+            kept = json.loads((folder / "result.json").read_text())["metrics"]["valid"]
+        else:
+            best = json.loads((folder / "best.json").read_text())["log"]
+            kept = {name.removeprefix("valid_"): value for name, value in best.items() if name.startswith("valid_")}
+        assert {name: run.valid[name] for name in kept if name in run.valid} == pytest.approx(kept, rel=1e-6)
         assert run.seconds is not None
         assert run.seconds > 0
     assert by_name["CKD-MDSR", 3].teachers == (by_name["UniSRec", 3].run,)

@@ -207,12 +207,17 @@ def test_a_trial_that_diverges_is_kept_and_not_chosen(studio: Any, monkeypatch: 
     assert states == {0.001: "complete", 0.01: "complete", 0.03: "diverged"}
     assert search.best is not None
     assert search.best.state == "complete"
+    monkeypatch.setattr(Trainer, "_step", lambda *_: pytest.fail("a trial was trained again"))
+    (again,) = searches(studio, trials=3, sampler="grid", vary=("train.lr=[0.001,0.01,0.03]",))
+    assert [trial.number for trial in again.trials] == [0, 1, 2]
+    monkeypatch.setattr(Trainer, "_step", step)
     (lost,) = searches(studio, trials=1, name="lost", sampler="grid", vary=("train.lr=[0.03]",))
     assert (lost.best, yaml.safe_load(lost.settings)) == (None, None)
 
 
 def test_the_base_starts_from_its_own_settings_and_no_curriculum(studio: Any) -> None:
-    config = studio.config.model_copy(update={"base": {"hidden_dropout": 0.45}})
+    student = {**studio.config.student, "hidden_dropout": 0.2}
+    config = studio.config.model_copy(update={"student": student, "base": {"hidden_dropout": 0.45}})
     (search,) = searches(studio, config, trials=1)
     described = json.loads((search.folder / "search.json").read_text())
     assert described["best"]["run"]["config"]["hidden_dropout"] == 0.45

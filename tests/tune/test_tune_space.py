@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -186,6 +187,18 @@ def test_a_trial_depends_on_seed_number_and_the_trials_before(sampler: str) -> N
     space = make_space(SPACE, "distilled", "test")
     again = SAMPLERS[sampler](space, 1, STARTUP + 3, found[: STARTUP + 3])
     assert again == found[STARTUP + 3].values
+
+
+def test_every_trial_tries_something_else() -> None:
+    space = make_space({"train.lr": {"low": 1e-4, "high": 1e-2, "log": True}}, "base", "test")
+    assert len({SAMPLERS["random"](space, 1, number, [])["train.lr"] for number in range(1, 20)}) == 19
+
+
+def test_the_best_trial_is_that_of_the_best_ndcg() -> None:
+    trials = [replace(trial(0, 0.1, {}), recall=0.9), replace(trial(1, 0.2, {}), recall=0.3), trial(2, None, {})]
+    best = best_of(trials)
+    assert best is not None
+    assert best.number == 1
 
 
 def test_tpe_learns_from_the_trials_before() -> None:
