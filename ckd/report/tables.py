@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from ckd.pipelines.reproduce.result import Table
 from ckd.report.markup import FORBIDDEN, element, esc, scrolling
@@ -95,9 +95,8 @@ def _markdown(table: Table) -> str:
     return "\n".join([*lines, ""])
 
 
-def _line(cells: object) -> str:
-    assert not isinstance(cells, str)
-    return "| " + " | ".join(cells) + " |"  # type: ignore[arg-type]
+def _line(cells: Iterable[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
 
 
 def markdown(text: str) -> str:

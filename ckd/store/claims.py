@@ -119,7 +119,7 @@ def _started(pid: int) -> str | None:
         state, *fields = stat.read_text().rpartition(")")[2].split()
         return None if state in "ZX" else fields[18]
     except OSError:
-        pass
+        pass  # no such process, or a system without /proc
     if stat.parent.parent.joinpath("self").exists():
         return None
     try:

@@ -50,6 +50,10 @@ class Case:
     def open(self, folder: str | Path) -> ScoreReader:
         return ScoreReader(folder, self.binding, self.index)
 
+    @staticmethod
+    def files(folder: Path) -> dict[str, bytes]:
+        return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
     def read(self, folder: str | Path) -> list[np.ndarray]:
         reader = self.open(folder)
         return [reader.read(batch_id) for batch_id in range(self.batches)]

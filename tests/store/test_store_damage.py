@@ -17,10 +17,6 @@ from ckd.store import ScoreReader
 from ckd.store.verify import verify_store
 
 
-def files(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
-
-
 def regions(path: Path) -> dict[str, range]:
     """Where headers, hash, payload and footer of a shard's second batch lie."""
     metadata = pq.read_metadata(path)
@@ -60,12 +56,12 @@ def test_a_flipped_bit(whole: Path, case: Any, region: str) -> None:
             case.open(whole).read(5)
         assert "\n" not in str(refused.value)
         assert "part-00001.parquet" in verify_store(whole).problems[0]
-    before = files(whole)
+    before = case.files(whole)
     case.write(whole)
     assert case.scored == [4, 5, 6, 7]
     assert path.read_bytes() == sound
     assert {n: c for n, c in before.items() if n != path.name} == {
-        n: c for n, c in files(whole).items() if n != path.name
+        n: c for n, c in case.files(whole).items() if n != path.name
     }
     for found, wanted in zip(case.read(whole), good, strict=True):
         np.testing.assert_array_equal(found, wanted)
@@ -74,7 +70,7 @@ def test_a_flipped_bit(whole: Path, case: Any, region: str) -> None:
 @pytest.mark.parametrize("region", REGIONS)
 def test_a_flipped_bit_before_there_is_a_manifest(tmp_path: Path, whole: Path, case: Any, region: str) -> None:
     path = whole / "part-00001.parquet"
-    sound = files(whole)
+    sound = case.files(whole)
     places = regions(path)[region]
     for at in places[:: max(1, len(places) // 8)]:
         changed = bytearray(sound[path.name])
@@ -89,12 +85,12 @@ def test_a_flipped_bit_before_there_is_a_manifest(tmp_path: Path, whole: Path, c
             assert path.read_bytes() == bytes(changed)
             path.unlink()
             case.write(whole)
-        assert files(whole) == sound
+        assert case.files(whole) == sound
 
 
 def test_a_flipped_bit_in_the_manifest(whole: Path, case: Any) -> None:
     path = whole / "manifest.json"
-    sound = files(whole)
+    sound = case.files(whole)
     for at in range(0, len(sound[path.name]) - 1, 5):
         changed = bytearray(sound[path.name])
         changed[at] ^= 1 << at % 7
@@ -110,20 +106,20 @@ def test_a_flipped_bit_in_the_manifest(whole: Path, case: Any) -> None:
         assert "\n" not in str(refused.value)
     case.write(whole)
     assert case.scored == []
-    assert files(whole) == sound
+    assert case.files(whole) == sound
 
 
 @pytest.mark.parametrize("kept", [0, 3, 200, -1])
 def test_truncation(whole: Path, case: Any, kept: int) -> None:
     path = whole / "part-00000.parquet"
-    sound = files(whole)
+    sound = case.files(whole)
     path.write_bytes(sound[path.name][:kept])
     size = len(sound[path.name])
     with pytest.raises(StoreError, match=rf"part-00000.parquet: {path.stat().st_size} bytes, expected {size} bytes"):
         case.open(whole)
     case.write(whole)
     assert case.scored == [0, 1, 2, 3]
-    assert files(whole) == sound
+    assert case.files(whole) == sound
 
 
 def test_truncation_while_it_is_being_read(whole: Path, case: Any) -> None:
@@ -140,19 +136,19 @@ def test_truncation_while_it_is_being_read(whole: Path, case: Any) -> None:
 
 def test_a_truncated_manifest(whole: Path, case: Any) -> None:
     path = whole / "manifest.json"
-    sound = files(whole)
+    sound = case.files(whole)
     for kept in (0, 1, len(sound[path.name]) // 2):
         path.write_bytes(sound[path.name][:kept])
         with pytest.raises(StoreError, match=r"manifest.json: damaged: not JSON"):
             case.open(whole)
     case.write(whole)
     assert case.scored == []
-    assert files(whole) == sound
+    assert case.files(whole) == sound
 
 
 def test_two_shards_swapped(whole: Path, case: Any) -> None:
     one, two = whole / "part-00000.parquet", whole / "part-00001.parquet"
-    sound = files(whole)
+    sound = case.files(whole)
     one.write_bytes(sound[two.name])
     two.write_bytes(sound[one.name])
     with pytest.raises(StoreError, match=r"part-0000\d.parquet: .*expected"):
@@ -184,14 +180,14 @@ def test_a_shard_of_another_store(tmp_path: Path, whole: Path, case: Any, key: s
 
 
 def test_a_missing_shard(whole: Path, case: Any) -> None:
-    sound = files(whole)
+    sound = case.files(whole)
     (whole / "part-00002.parquet").unlink()
     with pytest.raises(StoreError, match=r"part-00002.parquet: no such file, expected \d+ bytes"):
         case.open(whole)
     assert "part-00002.parquet: no such file" in verify_store(whole).problems[0]
     case.write(whole)
     assert case.scored == [8, 9]
-    assert files(whole) == sound
+    assert case.files(whole) == sound
 
 
 def test_a_surplus_shard(whole: Path, case: Any) -> None:
@@ -222,12 +218,12 @@ def test_a_store_of_a_later_version_is_neither_read_nor_overwritten(
     with monkeypatch.context() as later:
         later.setattr("ckd.store.manifest.FORMAT", 2)
         case.write(tmp_path)
-    before = files(tmp_path)
+    before = case.files(tmp_path)
     with pytest.raises(StoreError, match=r"manifest.json: store format 2, expected 1"):
         case.open(tmp_path)
     with pytest.raises(StoreError, match=r"part-00000.parquet: store format 2, expected 1"):
         case.write(tmp_path)
-    assert files(tmp_path) == before
+    assert case.files(tmp_path) == before
 
 
 def test_another_shard_size_is_refused(whole: Path, case: Any) -> None:

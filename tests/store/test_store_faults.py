@@ -62,10 +62,6 @@ def run(folder: Path, fault: str) -> tuple[int, str]:
     return process.returncode, out
 
 
-def files(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
-
-
 @pytest.mark.parametrize(
     ("fault", "left"),
     [("5", [4, 5, 6, 7, 8, 9]), ("4", [4, 5, 6, 7, 8, 9]), ("8", [8, 9]), ("0", list(range(10))), ("manifest", [])],
@@ -78,7 +74,7 @@ def test_kill_9_loses_the_shard_in_flight(tmp_path: Path, whole: Path, case: Any
         case.open(folder)
     case.write(folder)
     assert case.scored == left
-    assert files(folder) == files(whole)
+    assert case.files(folder) == case.files(whole)
 
 
 def test_killed_again_and_again(tmp_path: Path, whole: Path, case: Any) -> None:
@@ -87,16 +83,16 @@ def test_killed_again_and_again(tmp_path: Path, whole: Path, case: Any) -> None:
         assert run(folder, fault)[0] == -signal.SIGKILL
     case.write(folder)
     assert case.scored == []
-    assert files(folder) == files(whole)
+    assert case.files(folder) == case.files(whole)
 
 
-def test_two_writers_at_once_share_the_work(tmp_path: Path, whole: Path) -> None:
+def test_two_writers_at_once_share_the_work(tmp_path: Path, whole: Path, case: Any) -> None:
     folder = tmp_path / "shared"
     writers = [start(folder, "none") for _ in range(2)]
     scored = [writer.communicate(timeout=120)[0].split() for writer in writers]
     assert [writer.returncode for writer in writers] == [0, 0]
     assert sorted(int(batch_id) for ids in scored for batch_id in ids) == list(range(10))
-    assert files(folder) == files(whole)
+    assert case.files(folder) == case.files(whole)
 
 
 def test_a_full_disk(tmp_path: Path, whole: Path, case: Any) -> None:
@@ -105,9 +101,9 @@ def test_a_full_disk(tmp_path: Path, whole: Path, case: Any) -> None:
     assert code == 1
     assert "part-00000.parquet: File too large. Mend that and run again" in out
     assert out.count("\n") == 1
-    assert files(folder) == {}
+    assert case.files(folder) == {}
     case.write(folder)
-    assert files(folder) == files(whole)
+    assert case.files(folder) == case.files(whole)
 
 
 def test_a_file_that_takes_little_at_a_time_gets_everything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,7 +125,7 @@ def test_a_file_that_takes_little_at_a_time_gets_everything(tmp_path: Path, monk
     assert (tmp_path / "whole").read_bytes() == content
 
 
-def test_a_slow_owner_whose_work_another_has_done_goes_on(tmp_path: Path) -> None:
+def test_a_slow_owner_whose_work_another_has_done_goes_on(tmp_path: Path, case: Any) -> None:
     place = location.Location(tmp_path)
     with place.create("shard") as file:
         file.write(b"the same")
@@ -137,7 +133,7 @@ def test_a_slow_owner_whose_work_another_has_done_goes_on(tmp_path: Path) -> Non
             other.write(b"the same")
         for partial in tmp_path.glob(".*.partial"):
             partial.unlink()
-    assert files(tmp_path) == {"shard": b"the same"}
+    assert case.files(tmp_path) == {"shard": b"the same"}
     lost = place.create("lost")
     lost.__enter__()
     for partial in tmp_path.glob(".*.partial"):
@@ -156,14 +152,14 @@ def test_a_full_tmpfs(tmp_path: Path, make_case: Any) -> None:
         case = make_case(batches=40, size=96)
         with pytest.raises(StoreError, match="No space left on device"):
             case.write(folder)
-        kept = files(folder)
+        kept = case.files(folder)
         assert kept
         assert all(name.startswith("part-") for name in kept)
         subprocess.run(["mount", "-o", "remount,size=4m", folder], check=True, capture_output=True)
         case.scored.clear()
         case.write(folder)
         assert case.scored == list(range(len(kept) * case.shard_batches, 40))
-        assert {name: files(folder)[name] for name in kept} == kept
+        assert {name: case.files(folder)[name] for name in kept} == kept
     finally:
         subprocess.run(["umount", folder], check=True, capture_output=True)
 
@@ -194,7 +190,7 @@ def test_a_killed_workers_claim_is_taken_over(tmp_path: Path, whole: Path, case:
     assert run(folder, "5")[0] == -signal.SIGKILL
     assert [path.name for path in folder.iterdir() if ".claim." in path.name] == [".part-00001.parquet.claim.0"]
     case.write(folder)
-    assert files(folder) == files(whole)
+    assert case.files(folder) == case.files(whole)
 
 
 def test_a_file_in_place_of_the_folder(tmp_path: Path, case: Any) -> None:
