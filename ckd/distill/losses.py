@@ -96,6 +96,9 @@ class _FullSoftmaxLoss(torch.autograd.Function):
         grad_encoded = torch.empty_like(encoded) if need_encoded else None
         grad_table: torch.Tensor | None = None
         buffer = even_rows(step, count, table)
+        # The slopes are those of sums by scaled logits. What makes them those of means is left to the smaller factors
+        # of their products.
+        mean = scale / n
         for start in range(0, n, step):
             here = slice(start, min(start + step, n))
             block = encoded[here]
@@ -108,17 +111,17 @@ class _FullSoftmaxLoss(torch.autograd.Function):
                 own = logits.gather(1, columns).to(ce.dtype) * scale
                 part, pulls = _divergence_and_slope(own, in_batch.log_q[here], in_batch.mask[here], in_batch.direction)
                 kd += part
-                pulls *= in_batch.weight * scale / n
+                pulls *= in_batch.weight
             for rows in row_chunks(logits):
                 slope = logits[rows].to(ce.dtype)
                 if catalogue is not None and target_of is not None:
                     part, pull = _divergence_and_slope(slope * scale, *target_of(rows), catalogue.direction)
                     kd += part
-                    pull *= catalogue.weight * scale / n
+                    pull *= catalogue.weight
                 if wanted is None:
                     slope.zero_()
                 else:
-                    ce += _cross_entropy_and_slope(slope, wanted[rows], scale, first_row, scale / n)
+                    ce += _cross_entropy_and_slope(slope, wanted[rows], scale, first_row)
                 if in_batch is not None:
                     slope.scatter_add_(1, columns[rows], pulls[rows])
                 elif catalogue is not None:
@@ -128,7 +131,10 @@ class _FullSoftmaxLoss(torch.autograd.Function):
             if grad_encoded is not None:
                 torch.mm(logits, table, out=grad_encoded[here])
             if need_table:
+                block = block * mean
                 grad_table = logits.T @ block if grad_table is None else grad_table.addmm_(logits.T, block)
+        if grad_encoded is not None:
+            grad_encoded *= mean
         ctx.save_for_backward(grad_encoded, grad_table)
         ce, kd = ce / n, kd / n
         loss = ce if distill is None else ce + distill.weight * kd
@@ -148,28 +154,27 @@ class _FullSoftmaxLoss(torch.autograd.Function):
         return scaled(grad_encoded), scaled(grad_table), None, None, None, None
 
 
-def _cross_entropy_and_slope(
-    logits: torch.Tensor, target: torch.Tensor, scale: float, first_row: int, factor: float
-) -> torch.Tensor:
-    """Sum over rows of the cross-entropy of `scale` * logits; the logits become its derivative by them, times `factor`.
+def _cross_entropy_and_slope(logits: torch.Tensor, target: torch.Tensor, scale: float, first_row: int) -> torch.Tensor:
+    """Sum over rows of the cross-entropy of `scale` * logits; the logits become its derivative by these.
+
+    torch's softmax passes over a row while the cache holds it, but does not say what it has divided by: the greatest
+    probability does, which is 1 over that.
 
     Args:
         logits: (r, N), overwritten.
         target: (r, 1) column of each row's positive.
         scale: what the logits are multiplied by.
         first_row: columns before this one are no candidates.
-        factor: `scale`, and what a mean divides by.
     """
     if scale != 1.0:
         logits *= scale
     if first_row:
         logits[:, :first_row] = -torch.inf
-    logits -= logits.amax(dim=1, keepdim=True)
-    positive = logits.gather(1, target)
-    total = logits.exp_().sum(dim=1, keepdim=True)
-    logits *= factor / total
-    logits.scatter_add_(1, target, logits.new_full((1, 1), -factor).expand_as(target))
-    return (total.log() - positive).sum()
+    positive = logits.gather(1, target) - logits.amax(dim=1, keepdim=True)
+    torch.softmax(logits, dim=1, out=logits)
+    greatest = logits.amax(dim=1, keepdim=True)
+    logits.scatter_add_(1, target, logits.new_full((1, 1), -1.0).expand_as(target))
+    return -(positive + greatest.log()).sum()
 
 
 def _divergence_and_slope(

@@ -23,7 +23,7 @@ MASKED = -10000.0
 #: which a layer keeps some fifteen for its gradient.
 MOST_STATES = 1 << 19
 #: Elements of a part.
-PART_STATES = 1 << 17
+PART_STATES = 1 << 18
 
 
 class MultiHeadAttention(nn.Module):
