@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -87,13 +88,13 @@ def settings_of(
     theirs = "methods", "base"
     aside = [name for name in theirs if name not in reads and getattr(settings, name)]
     if aside:
-        print(f"ckd: {' and '.join(aside)}: settings of `ckd reproduce`, which change nothing here.", file=sys.stderr)
+        _tell(f"{' and '.join(aside)}: settings of `ckd reproduce`, which change nothing here.")
     others = [name for name in everything if name not in (*reads, *theirs)]
     told = dict.fromkeys(others, f"of settings this command reads {', '.join(reads)}") | dict(unused or {})
     for key in _keys_in(override or []):
         why = told.get(key) or told.get(key.split(".")[0])
         if why is not None:
-            print(f"ckd: {key}: {why}; it changes nothing here.", file=sys.stderr)
+            _tell(f"{key}: {why}; it changes nothing here.")
     return settings
 
 
@@ -109,6 +110,12 @@ def device_alone(why: str) -> dict[str, str]:
     from ckd.config import TrainConfig
 
     return {f"train.{name}": why for name in TrainConfig.model_fields if name != "device"}
+
+
+def _tell(line: str) -> None:
+    """Print a hint; of several processes that `torchrun` has started, the first alone does."""
+    if os.environ.get("RANK", "0") == "0":
+        print(f"ckd: {line}", file=sys.stderr)
 
 
 def _keys_in(override: list[str]) -> list[str]:

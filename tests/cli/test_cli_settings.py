@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from ckd.commands.options import settings_of
+
 Ckd = Callable[..., Any]
 
 
@@ -77,3 +79,18 @@ def test_a_teacher_that_scores_takes_of_train_the_device(ckd: Ckd, studio: Any, 
         "ckd: train.lr: the teacher is trained, and takes the device alone; it changes nothing here.\n"
         "ckd: plan.pool: `ckd plan` has made the plan; it changes nothing here.\n"
     )
+
+
+def test_of_processes_started_together_the_first_alone_says_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def said() -> str:
+        settings_of(None, ["plan.epochs=9", "methods={fm: {train.lr: 0.1}}"], reads=("train",))
+        return capsys.readouterr().err
+
+    alone = said()
+    assert alone.count("\n") == 2
+    monkeypatch.setenv("RANK", "0")
+    assert said() == alone
+    monkeypatch.setenv("RANK", "1")
+    assert said() == ""
