@@ -7,6 +7,7 @@ states a value. The resolved configuration is saved beside every artefact.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
@@ -275,6 +276,28 @@ def _keys_beside(model: type[BaseModel], location: tuple[int | str, ...]) -> lis
     return [field.alias or name for name, field in model.model_fields.items()]
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML whose truth values are true and false alone, as in version 1.2: `off`, which is false in 1.1, is a word."""
+
+
+_TRUTH = "tag:yaml.org,2002:bool"
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != _TRUTH]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(_TRUTH, re.compile("true|True|TRUE|false|False|FALSE"), list("tTfF"))
+
+
+def read_yaml(text: str) -> Any:
+    """What a text of YAML says.
+
+    Raises:
+        yaml.YAMLError: it is none.
+        ValueError: a date or a number that is none.
+    """
+    return yaml.load(text, Loader=_Loader)
+
+
 def load_config(path: Path | None = None, overrides: list[str] | None = None) -> RunConfig:
     """The configuration from a YAML file and `section.key=value` overrides, later ones winning.
 
@@ -284,7 +307,7 @@ def load_config(path: Path | None = None, overrides: list[str] | None = None) ->
     values: dict[str, Any] = {}
     if path is not None:
         try:
-            loaded = yaml.safe_load(path.read_text())
+            loaded = read_yaml(path.read_text())
         except FileNotFoundError:
             raise ConfigError(f"{path}: no such configuration file.") from None
         except IsADirectoryError:
@@ -307,7 +330,7 @@ def load_config(path: Path | None = None, overrides: list[str] | None = None) ->
             if not isinstance(target, dict):
                 raise ConfigError(f"override {override!r}: {section!r} is a value, not a section.")
         try:
-            target[last] = yaml.safe_load(text)
+            target[last] = read_yaml(text)
         except (yaml.YAMLError, ValueError):
             raise ConfigError(f"override {override!r}: {text!r} is not valid YAML.") from None
         # One at a time: what does not fit is said of the one that has set it.

@@ -31,7 +31,9 @@ Written by `make reference` from the code's own words; `ckd COMMAND --help` says
 
 Settings come from one YAML file (`--config`), whose sections and keys are below, and from `-o section.key=value`, which
 goes over the file. All keys are optional, unknown ones are refused, and of an override that a command does not read it
-is said so. What `ckd reproduce` trains gets the same settings, and those of `methods` over them, by model:
+is said so. Values are YAML: where a description says none, write `null` (of `prepare.drop_duplicates` and
+`plan.difficulty` it is the word `none`). What `ckd reproduce` trains gets the same settings, and those of `methods`
+over them, by model:
 
 ```yaml
 plan:

@@ -59,6 +59,8 @@ def test_overrides_win_over_the_file_and_later_over_earlier(tmp_path: Path) -> N
         ("distill.weights={a: 1, b: 0.5}", "distill", "weights", {"a": 1.0, "b": 0.5}),
         ("prepare.text_fields=[title, brand]", "prepare", "text_fields", ("title", "brand")),
         ("prepare.require_text=false", "prepare", "require_text", False),
+        ("distill.consistency=off", "distill", "consistency", "off"),
+        ("train.tensorboard=on", "train", "tensorboard", True),
         ("prepare.items=a=b.csv", "prepare", "items", Path("a=b.csv")),
     ],
 )
@@ -68,8 +70,17 @@ def test_overrides_are_yaml(override: str, section: str, key: str, value: Any) -
     assert type(found) is type(value)
 
 
+def test_off_in_a_file_is_a_word(tmp_path: Path) -> None:
+    path = tmp_path / "ckd.yaml"
+    path.write_text("distill:\n  consistency: off\n  weights: uniform\ntrain:\n  tensorboard: False\n")
+    config = load_config(path)
+    assert (config.distill.consistency, config.train.tensorboard) == ("off", False)
+
+
 def test_a_saved_configuration_reads_back(tmp_path: Path) -> None:
-    config = load_config(None, ["plan.pool=fresh", "distill.lambda=3", "distill.weights={a: 1}", "teacher.start=x"])
+    config = load_config(
+        None, ["plan.pool=fresh", "distill.consistency=off", "distill.weights={a: 1}", "teacher.start=x"]
+    )
     path = tmp_path / "saved.yaml"
     path.write_text(yaml.safe_dump(config.model_dump(mode="json", by_alias=True)))
     assert load_config(path) == config

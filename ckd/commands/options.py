@@ -120,13 +120,13 @@ def _tell(line: str) -> None:
 
 def _keys_in(override: list[str]) -> list[str]:
     """`section.key` of overrides that `settings_of` has taken, each once; a whole section's are those it names."""
-    import yaml
+    from ckd.config import read_yaml
 
     found: dict[str, None] = {}
     for given in override:
         name, _, text = given.partition("=")
         section, dot, rest = name.partition(".")
-        whole = yaml.safe_load(text) if not dot else None
+        whole = read_yaml(text) if not dot else None
         keys = whole if isinstance(whole, dict) else [rest.split(".")[0]]
         found |= dict.fromkeys(f"{section}.{key}" if key else section for key in keys)
     return list(found)

@@ -11,7 +11,7 @@ from typing import Any, Literal, Self
 import yaml
 from pydantic import BaseModel, Field, StrictBool, StrictFloat, StrictInt, StrictStr, model_validator
 
-from ckd.config import RunConfig, Section, parse
+from ckd.config import RunConfig, Section, parse, read_yaml
 from ckd.errors import ConfigError, did_you_mean
 
 Value = bool | int | float | str | None
@@ -238,18 +238,18 @@ def read_space(
         if not equals or not key:
             raise ConfigError(f"--vary {each!r}: write KEY=VALUES, such as train.lr=[0.0003,0.001].")
         try:
-            written[key] = yaml.safe_load(text)
-        except yaml.YAMLError:
+            written[key] = read_yaml(text)
+        except (yaml.YAMLError, ValueError):
             raise ConfigError(f"--vary {each!r}: {text!r} is not valid YAML.") from None
     return make_space(written, kind, str(path) if path else "space", shared)
 
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        loaded = yaml.safe_load(path.read_text())
+        loaded = read_yaml(path.read_text())
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file. Write one, or leave --space out for the default space.") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}.") from None
     if not isinstance(loaded, dict):
         raise ConfigError(f"{path}: expected a mapping from keys to values, found {type(loaded).__name__}.")

@@ -117,6 +117,10 @@ def test_a_space_of_ones_own(tmp_path: Path) -> None:
     assert both[0].dimensions[0].domain == Choice(values=(0.001,))
     only = read_space(None, ["train.lr=[0.1]"], "base", config)
     assert [d.name for d in only.dimensions] == ["train.lr"]
+    words = read_space(None, ["distill.consistency=[instance, off]"], "distilled", config)
+    assert words.dimensions[0].domain == Choice(values=("instance", "off"))
+    with pytest.raises(ConfigError, match=r"--vary 'train\.lr=2024-13-45': '2024-13-45' is not valid YAML"):
+        read_space(None, ["train.lr=2024-13-45"], "base", config)
 
 
 @pytest.mark.parametrize(
