@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import shutil
+import stat
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -40,13 +41,21 @@ def _naming(path: Path) -> Iterator[None]:
 
 @contextmanager
 def replace_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on success it takes the place of `path`, on an error it is removed."""
+    """Yield a temporary path beside `path`; on success it takes the place of `path`, on an error it is removed.
+
+    Who may read the file is as for every new file there: safetensors writes ones that their owner alone may read.
+    """
     path = path.absolute()
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         with _naming(path):
+            partial.touch()
+            mode = stat.S_IMODE(partial.stat().st_mode)
+            partial.unlink()
             yield partial
+            if stat.S_IMODE(partial.stat().st_mode) != mode:
+                partial.chmod(mode)
             fsync_path(partial)
             partial.replace(path)
     except BaseException:

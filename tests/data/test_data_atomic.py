@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from ckd.data.atomic import replace_file, replace_folder, write_json
 from ckd.errors import CkdError
+from ckd.nn.weights import write_tensors
 
 
 def entries(folder: Path) -> list[str]:
@@ -27,6 +29,18 @@ def test_a_file_appears_when_written(tmp_path: Path) -> None:
         assert not target.exists()
     assert target.read_text() == "new"
     assert entries(target.parent) == ["file"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="which knows no modes")
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o027, 0o640), (0o077, 0o600)])
+def test_weights_may_be_read_by_whom_every_new_file_may(tmp_path: Path, umask: int, mode: int) -> None:
+    before = os.umask(umask)
+    try:
+        write_json(tmp_path / "a.json", {})
+        write_tensors(tmp_path / "a.safetensors", {"a": torch.zeros(1)})
+    finally:
+        os.umask(before)
+    assert [path.stat().st_mode & 0o777 for path in sorted(tmp_path.iterdir())] == [mode, mode]
 
 
 def test_an_error_leaves_the_old_file(tmp_path: Path) -> None:
