@@ -165,7 +165,7 @@ def recommend(
     domain: DomainName,
     run: Annotated[str, typer.Option(help="A student's run.")],
     requests: Annotated[
-        typer.FileText, typer.Argument(encoding="utf-8", errors="replace", help="JSON lines; - is standard input.")
+        typer.FileText, typer.Argument(encoding="utf-8-sig", errors="replace", help="JSON lines; - is standard input.")
     ] = "-",  # type: ignore[assignment]
     k: Annotated[int, typer.Option("-k", min=1, help="Most items in an answer.")] = 10,
     exclude_history: Annotated[bool, typer.Option("--exclude-history", help="Leave out items of the history.")] = False,

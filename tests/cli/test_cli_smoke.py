@@ -355,7 +355,9 @@ def test_recommend_and_export(ckd: Ckd, studio: Any, config: Path, tmp_path: Pat
     assert ckd("train-student", *domain, "--config", config, "--no-distill", "--run", "base", "--json").code == 0
     history = studio.domain.item_table["raw_id"][:3].to_list()
     requests = tmp_path / "requests.jsonl"
-    requests.write_text(json.dumps({"history": history, "id": 7}) + "\n" + json.dumps({"history": ["nobody's"]}) + "\n")
+    asked = [{"history": history, "id": 7}, {"history": ["nobody's"]}]
+    # As editors write it that begin a file with a byte order mark.
+    requests.write_text("".join(json.dumps(each) + "\r\n" for each in asked), encoding="utf-8-sig", newline="")
     found = ckd("recommend", *domain, "--run", "base", "-k", 4, "--exclude-history", "--on-error", "skip", requests)
     first, second = (json.loads(line) for line in found.out.splitlines())
     assert (first["id"], first["unknown"], len(first["items"])) == (7, 0, 4)
