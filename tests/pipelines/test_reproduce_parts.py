@@ -12,6 +12,7 @@ import pytest
 from ckd.config import RunConfig, TrainConfig
 from ckd.errors import ConfigError, DataError
 from ckd.pipelines.reproduce import dry_run, paper
+from ckd.pipelines.reproduce.example_sizes import EXAMPLE_METHODS, EXAMPLE_TRAIN
 from ckd.pipelines.reproduce.made import Made, mark, settings_said
 from ckd.pipelines.reproduce.methods import (
     BASE_METHOD,
@@ -229,6 +230,21 @@ def test_the_layers_of_settings() -> None:
     # A method is what it is, whatever the configuration says.
     loud = config.model_copy(update={"methods": {"sasrec": {"plan.buckets": 9}}})
     assert resolve(BASE_METHOD, loud, False, 7).config.plan.buckets == PLAIN["plan.buckets"]
+
+
+def test_epochs_fit_the_plan_before_anything_is_trained() -> None:
+    short = RunConfig.model_validate({"plan": {"epochs": 6}})
+    found = {m.name: resolve(m, short, True, 1).config.train.epochs for m in (BASE_METHOD, distilled(THREE))}
+    assert found == {BASE_METHOD.name: 6, "CKD-MDSR": 6}
+    # A teacher has no plan, and what the example takes of a longer one stays.
+    assert resolve(teacher("unisrec"), short, True, 1).config.train.epochs == EXAMPLE_METHODS["unisrec"]["train.epochs"]
+    longer = RunConfig.model_validate({"plan": {"epochs": 80}})
+    assert resolve(BASE_METHOD, longer, True, 1).config.train.epochs == EXAMPLE_TRAIN["epochs"]
+    said = RunConfig.model_validate({"plan": {"epochs": 6}, "train": {"epochs": 7}})
+    for example in (True, False):
+        with pytest.raises(ConfigError, match=r"SASRec: train\.epochs=7: its plan has plan\.epochs=6\. Give no more"):
+            resolve(BASE_METHOD, said, example, 1)
+    assert resolve(teacher("unisrec"), said, True, 1).config.train.epochs == 7
 
 
 def test_a_name_tells_runs_apart_by_what_they_depend_on() -> None:

@@ -134,11 +134,10 @@ def resolve(method: Method, config: RunConfig, example: bool, seed: int) -> Sett
     said of CKD-MDSR goes for its variants too; the method's own overrides.
 
     Raises:
-        ConfigError: a key of `methods` is no section.key, or a value does not fit.
+        ConfigError: a key of `methods` is no section.key, a value does not fit, or a student has more epochs than its
+            plan.
     """
-    values: Nested = {"seed": seed}
-    if example:
-        _lay(values, _nested(_example_layer(method)))
+    values: Nested = {}
     said = config.model_dump(by_alias=True, exclude_unset=True)
     for section in ("student", "teacher", "baseline"):
         said[section] = known_keys(method, section, said.get(section, {}))
@@ -150,8 +149,23 @@ def resolve(method: Method, config: RunConfig, example: bool, seed: int) -> Sett
     for name in dict.fromkeys((method.model, *([DISTILLED] if variant else []), method.name)):
         _lay(values, _nested(own.get(name, {}), f"methods.{name}"))
     _lay(values, _nested(method.overrides))
+    own_epochs = "epochs" in values.get("train", {})
+    if example:
+        sizes = _nested(_example_layer(method))
+        _lay(sizes, values)
+        values = sizes
     pretrain = values.pop(PRETRAIN, {})
-    return Settings(parse(RunConfig, values, method.name), pretrain)
+    resolved = parse(RunConfig, values, method.name)
+    train, planned = resolved.train, resolved.plan.epochs
+    if method.kind == "student" and train.epochs is not None and train.epochs > planned:
+        # Known here, before the teachers are trained. The example's own epochs are no more than who plans fewer wants.
+        if own_epochs:
+            raise ConfigError(
+                f"{method.name}: train.epochs={train.epochs}: its plan has plan.epochs={planned}. Give no more, or "
+                "plan more."
+            )
+        resolved = resolved.model_copy(update={"train": train.model_copy(update={"epochs": planned})})
+    return Settings(resolved, pretrain)
 
 
 def known_keys(method: Method, section: str, values: Mapping[str, Any]) -> dict[str, Any]:
