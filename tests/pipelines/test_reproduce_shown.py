@@ -18,7 +18,7 @@ from ckd.evaluation.metrics import per_user, ranking_metrics
 from ckd.evaluation.ranks import Ranks
 from ckd.evaluation.significance import holm, paired_test
 from ckd.pipelines.reproduce import chain, cold_start, compare, experiments, methods, sweeps
-from ckd.pipelines.reproduce.result import RunRecord
+from ckd.pipelines.reproduce.result import RunRecord, Spread
 from ckd.pipelines.reproduce.study import Ran
 
 USERS, ITEMS = 60, 31
@@ -197,6 +197,10 @@ def test_cold_start_by_quintile(domain: Domain, ran: list[Ran], tmp_path: Path, 
         }
     assert [each.p_corrected for each in here] == holm(ps)
     assert holm(ps) != ps
+    # The title says what cells hold: means alone, where other tables' show how far seeds lie apart.
+    assert table.title.endswith(f"users, {ITEMS} items, mean over {len(SEEDS)} seeds")
+    assert not any(isinstance(cell, Spread) for row in table.rows for cell in row)
+    assert compare.describe(ran[:1], "d").endswith(f"seed {SEEDS[0]}")
 
 
 def test_popularity_is_that_of_the_training_part_without_padding(

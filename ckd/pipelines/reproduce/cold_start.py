@@ -81,7 +81,7 @@ def show_cold_start(study: Study, ran: Sequence[Ran]) -> tuple[list[Table], list
             ("Items by popularity", "interactions in the training part", quintiles(ours[0].popularity, popularity)),
         ):
             tests = _tests(domain, ours, base, strata)
-            title = f"{what}, {describe(ran, domain)}"
+            title = f"{what}, {describe(ran, domain, spread=False)}"
             tables.append(_table(domain, title, unit, strata, tests))
             panels.append(_panel(domain, f"{what} on {domain}", unit, strata, ours, base))
             found += tests

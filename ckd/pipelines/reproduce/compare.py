@@ -55,11 +55,12 @@ def label(metric: str) -> str:
     return f"{name[0].upper()}@{k}" if k else name.upper()
 
 
-def describe(ran: Sequence[Ran], domain: str) -> str:
-    """What was ranked and how often it was run."""
+def describe(ran: Sequence[Ran], domain: str, spread: bool = True) -> str:
+    """What was ranked and how often it was run; `spread`: whether cells show how far seeds lie apart."""
     here = [each for each in ran if each.record.domain == domain]
     seeds = sorted({each.record.seed for each in here})
-    counted = f"{len(seeds)} seeds, mean ± standard deviation" if len(seeds) > 1 else f"seed {seeds[0]}"
+    several = f"{len(seeds)} seeds, mean ± standard deviation" if spread else f"mean over {len(seeds)} seeds"
+    counted = several if len(seeds) > 1 else f"seed {seeds[0]}"
     return f"{domain}: test, {len(here[0].ranks):,} users, {here[0].ranks.n_items:,} items, {counted}"
 
 
