@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 import stat
 import sys
@@ -27,16 +28,31 @@ def fsync_path(path: Path) -> None:
         os.close(fd)
 
 
+#: How polars and safetensors end what they say of an error of the system, and errors that are the written file's own.
+_SYSTEM = re.compile(r"\(os error (\d+)\)")
+_WRITING = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
+
+
 @contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """Errors of the system name `path` where they name nothing: of a full disk, writing says nothing else."""
+def naming(path: Path) -> Iterator[None]:
+    """Errors of the system name `path` where they name nothing: of a full disk, writing says nothing else.
+
+    What libraries tell in words alone becomes an error of the system.
+    """
     try:
         yield
-    except OSError as error:
-        # One that is a message alone would lose it.
-        if error.errno is not None and error.filename is None:
-            error.filename = str(path)
+    except CkdError:
         raise
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            if error.filename is None:
+                error.filename = str(path)
+            raise
+        said = _SYSTEM.search(str(error))
+        number = int(said[1]) if said else None
+        if number not in _WRITING:
+            raise
+        raise OSError(number, os.strerror(number), str(path)) from error
 
 
 @contextmanager
@@ -49,7 +65,7 @@ def replace_file(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        with _naming(path):
+        with naming(path):
             partial.touch()
             mode = stat.S_IMODE(partial.stat().st_mode)
             partial.unlink()
@@ -88,7 +104,7 @@ def replace_folder(path: Path, keep: tuple[str, ...] = ()) -> Iterator[Path]:
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
     try:
-        with _naming(path):
+        with naming(path):
             yield partial
         for entry in partial.rglob("*"):
             fsync_path(entry)

@@ -46,11 +46,11 @@ def write_tensors(path: Path, tensors: Tensors, metadata: dict[str, str] | None 
     Raises:
         DataError: the disk is full; what was there before is kept.
     """
-    try:
-        with replace_file(path) as partial:
+    with replace_file(path) as partial:
+        try:
             save_file(tensors, partial, metadata)
-    except SafetensorError as error:
-        raise DataError(f"{path}: cannot be written ({error}). Free that disk and run again.") from None
+        except SafetensorError as error:
+            raise DataError(f"{path}: cannot be written ({error}). Free that disk and run again.") from None
 
 
 def read_checkpoint(path: Path) -> Tensors:

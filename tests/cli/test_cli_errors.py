@@ -223,6 +223,21 @@ def test_errors_of_the_disk_are_one_line(ckd: Ckd, studio: Any, monkeypatch: pyt
     assert re.fullmatch(r"ckd: .*blocked/domains.*: Not a directory\. Free or allow[^\n]*\n", found.err)
 
 
+def test_a_disk_that_fills_while_a_source_is_read_is_one_line(ckd: Ckd, tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource")
+    source = tmp_path / "events.csv"
+    source.write_text("user,item,time\n" + "".join(f"u{n},i{n * 7919 % 10007},{n}\n" for n in range(20_000)))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (16_384, limits[1]))
+        found = ckd("prepare", source, "--work", tmp_path / "work")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert found.code == 1
+    assert re.fullmatch(r"ckd: /.*/part-00000\.parquet: File too large\. Free or allow[^\n]*\n", found.err)
+    assert not list((tmp_path / "work" / "domains").iterdir())
+
+
 @pytest.mark.parametrize(
     ("error", "told"),
     [

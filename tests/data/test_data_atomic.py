@@ -10,10 +10,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import polars as pl
 import pytest
 import torch
+from safetensors.numpy import save_file
 
-from ckd.data.atomic import replace_file, replace_folder, write_json
+from ckd.data.atomic import naming, replace_file, replace_folder, write_json
 from ckd.errors import CkdError
 from ckd.nn.weights import write_tensors
 
@@ -275,3 +278,28 @@ def test_an_error_without_a_files_name_is_given_it(tmp_path: Path, replace: Any)
     assert raised.value.filename == "elsewhere"
     with pytest.raises(OSError, match="a message alone"), replace(tmp_path / "new"):
         raise OSError("a message alone")
+
+
+def of_polars(path: Path) -> None:
+    pl.DataFrame({"a": np.random.default_rng(0).random(100_000)}).write_parquet(path)
+
+
+def of_safetensors(path: Path) -> None:
+    save_file({"a": np.zeros(100_000)}, path)
+
+
+@pytest.mark.parametrize("write", [of_polars, of_safetensors])
+def test_a_full_disk_is_one_whatever_library_writes(tmp_path: Path, write: Any) -> None:
+    """A limit on the size of files fails a write in its middle, as a full disk does."""
+    resource = pytest.importorskip("resource")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (65_536, limits[1]))
+        with pytest.raises(OSError, match="too large") as raised, replace_file(tmp_path / "new") as partial:
+            write(partial)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert (raised.value.errno, raised.value.filename) == (errno.EFBIG, str(tmp_path / "new"))
+    assert entries(tmp_path) == []
+    with pytest.raises(ValueError, match="os error 2"), naming(tmp_path / "new"):
+        raise ValueError("another file is missing (os error 2)")

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import polars as pl
 
+from ckd.data.atomic import naming
+
 ROWS_PER_PART = 200_000
 
 #: Columns of the interactions.
@@ -80,7 +82,8 @@ class Spool:
         if ORDER in self.schema:
             self._integer &= frame.schema[ORDER] == pl.Int64
         part = self.folder / f"part-{len(self._parts):05d}.parquet"
-        frame.select(list(self.schema)).write_parquet(part, compression="lz4")
+        with naming(part):
+            frame.select(list(self.schema)).write_parquet(part, compression="lz4")
         self._parts.append(part)
         self.rows += frame.height
 
