@@ -100,9 +100,15 @@ def test_windows_without_their_beginning_start_at_the_first() -> None:
             r"f:3: the history of user 'u' does not continue the one on f:2",
         ),
         ([Row((1, 2), 3, 0, "f:2"), Row((1, 2), 3, 0, "f:3")], r"f:3: user 'u' has the same history on f:2"),
+        ([Row((1, 2), 3, 1, "g:2"), Row((1, 2), 3, 1, "g:3")], r"g:3: user 'u' has the same history on g:2"),
         ([Row((1, 2), 3, 0, "f:2"), Row((1, 2), 4, 1, "g:2")], r"g:2: the history of user 'u' does not continue"),
         (
             [Row((1, 2, 3, 4), 5, 0, "f:2"), Row((7, 8, 9, 1), 5, 1, "g:2")],
+            r"g:2: the history of user 'u' does not continue the one on f:2",
+        ),
+        # It is the last row before that is named.
+        (
+            [Row((1,), 2, 0, "f:1"), Row((1, 2, 3, 4), 5, 0, "f:2"), Row((7, 8, 9, 1), 5, 1, "g:2")],
             r"g:2: the history of user 'u' does not continue the one on f:2",
         ),
         # One common item out of four is no continuation.

@@ -75,13 +75,14 @@ class _Sequence:
         known = self.items[start : at + 1]
         if window[: len(known)] != known:
             self._refuse(row, self.wheres[start + next(i for i, item in enumerate(known) if item != window[i])])
-        if at < len(self.items) and self.splits[at] != CONTEXT:
+        # Rows come from the shortest history to the longest: only another of the same length has a target here.
+        if at < len(self.items):
             raise DataError(f"{row.where}: user {self.user!r} has the same history on {self.wheres[at]}; remove one.")
         new = window[len(known) :]
         self.items += new
         self.splits += [CONTEXT] * len(new)
         self.wheres += [row.where] * len(new)
-        self.splits[at], self.wheres[at] = row.split, row.where
+        self.splits[at] = row.split
 
     def is_continued_by(self, order: list[Row]) -> bool:
         """Whether every row's history is the window right before its turn."""
