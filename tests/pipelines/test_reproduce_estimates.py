@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from ckd.config import RunConfig
 from ckd.data.atomic import write_json
+from ckd.data.domain import Domain
+from ckd.pipelines.reproduce.example_sizes import EXAMPLE_INSTANCES, EXAMPLE_SECONDS
+from ckd.pipelines.reproduce.methods import BASE_METHOD
 from ckd.pipelines.reproduce.steps import Costs, Estimates, Step, finished_in
+from ckd.pipelines.reproduce.study import make_study
 
 
 def a_step(key: str, model: str = "sasrec", domain: str = "d", state: str = "to do", run: Any = lambda: None) -> Step:
@@ -81,6 +86,25 @@ def test_estimates_of_the_example_are_of_the_sizes_it_is_cut_to(tmp_path: Path) 
     assert cut[0] < real[0]
     assert cut[2] == real[2]
     assert half == [pytest.approx(seconds / 2) for seconds in cut]
+
+
+def test_an_estimate_is_of_the_instances_that_training_has(tiny: dict[str, Domain], tmp_path: Path) -> None:
+    """Of a prepared domain those it has, whichever domain it is; of another the example's, or nobody knows."""
+    (tmp_path / "data" / "shop").mkdir(parents=True)
+    example, real = (make_study(tmp_path, data, None, 1, RunConfig()) for data in (None, tmp_path / "data"))
+    domain = next(iter(tiny.values()))
+    assert (example.instances(domain.name), real.instances("shop")) == (EXAMPLE_INSTANCES, None)
+    for name in (domain.name, "shop"):
+        replace(domain, name=name).save(tmp_path / "domains" / name)
+    assert domain.instances("train").lengths.min() >= 1
+    assert example.instances(domain.name) == real.instances("shop") == len(domain.instances("train"))
+
+
+def test_estimates_of_a_study_are_of_the_sizes_it_trains(tmp_path: Path) -> None:
+    study = make_study(tmp_path, None, None, 1, RunConfig())
+    (step,) = [each for each in study.steps([BASE_METHOD]) if each.action == "train"]
+    (planned,) = [each for each in study.dry_run([BASE_METHOD]) if each.what == step.what]
+    assert planned.seconds == EXAMPLE_SECONDS["sasrec"]
 
 
 def test_time_of_several_sessions_adds_up(tmp_path: Path) -> None:

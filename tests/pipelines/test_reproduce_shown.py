@@ -17,9 +17,10 @@ from ckd.data.domain import Domain, leave_one_out
 from ckd.evaluation.metrics import per_user, ranking_metrics
 from ckd.evaluation.ranks import Ranks
 from ckd.evaluation.significance import holm, paired_test
-from ckd.pipelines.reproduce import chain, cold_start, compare, experiments, methods, sweeps
+from ckd.pipelines.reproduce import chain, cold_start, compare, experiments, methods, serving, sweeps
 from ckd.pipelines.reproduce.result import RunRecord, Spread
 from ckd.pipelines.reproduce.study import Ran
+from ckd.pipelines.serving_cost import Latency, ServingCost, ServingTable
 
 USERS, ITEMS = 60, 31
 SEEDS = (1, 2)
@@ -214,6 +215,71 @@ def test_popularity_is_that_of_the_training_part_without_padding(
     counts = np.bincount(trained, minlength=ITEMS + 1)[1:]
     strata = cold_start.quintiles(counts[ran[0].ranks.target - 1], counts)
     assert [row[1] for row in tables[1].rows] == [len(stratum.rows) for stratum in strata]
+
+
+# --- what serving costs ----------------------------------------------------------------------------------------------
+
+
+def served(run: str, factor: int) -> ServingCost:
+    """A run that costs `factor` times a made-up request, of another sum in every unit."""
+    latency = {size: Latency(factor * 3.0 * size, factor * 2.0 * size, factor * 5.0 * size) for size in (1, 256)}
+    peaks = {1: factor * 2_000_000, 256: factor**2 * 70_000_000}
+    return ServingCost(run, "student", "sasrec", 11 * factor, 500 * factor, 900 * factor, peaks, latency)
+
+
+@pytest.fixture
+def requests(domain: Domain, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, list[Ran]]:
+    """A study of one of the paper's domains and of another, whose runs cost once, twice and four times as much."""
+    found = [run for method in ("SASRec", "Recformer", "CKD-MDSR") for run in planted(domain, method, len(method))]
+    ran = [replace(run, record=replace(run.record, domain=name)) for name in ("d", "arts") for run in found]
+
+    def serving_cost(work: Path, name: str, runs: list[str], sizes: Any, repeats: int, *_: Any) -> ServingTable:
+        assert (runs, sizes) == (["SASRec-1", "Recformer-1", "CKD-MDSR-1"], (1, 256))
+        rows = tuple(served(run, 2**n) for n, run in enumerate(runs))
+        return ServingTable(name, ITEMS, "cpu", 2, repeats, {}, rows)
+
+    monkeypatch.setattr(serving, "serving_cost", serving_cost)
+    config = SimpleNamespace(train=SimpleNamespace(device="cpu"))
+    study: Any = SimpleNamespace(domains=("arts", "d"), seeds=SEEDS, work=None, config=config, progress=None)
+    return study, ran
+
+
+def test_table_5_has_every_cost_in_its_column_and_the_papers_beside_them(requests: tuple[Any, list[Ran]]) -> None:
+    arts, other = serving.show_table5(*requests)
+    assert [len(table.columns) for table in (arts, other)] == [13, 11]
+    assert (arts.domain, other.domain) == ("arts", "d")
+    theirs = {"SASRec": ("1.0x", "1.0x"), "Recformer": ("81.7x", "3.1x"), "CKD-MDSR": ("1.0x", "1.0x")}
+    for number, (name, row) in enumerate(zip(theirs, arts.rows, strict=True)):
+        factor = 2**number
+        shown = {column.name: arts.text(number, at) for at, column in enumerate(arts.columns)}
+        metric = by_user([run for run in requests[1] if run.record.domain == "arts"], name, "ndcg@10").mean()
+        assert shown.pop("N@10").split()[0] == f"{metric:.4f}"
+        assert shown == {
+            "Model": name,
+            "Memory, B=1": f"{factor}.0x",
+            "Time, B=1": f"{factor}.0x",
+            "Memory, B=256": f"{factor**2}.0x",
+            "Time, B=256": f"{factor}.0x",
+            "Parameters": f"{11 * factor}",
+            "FLOPs": f"{500 * factor:,}",
+            "Peak, B=1": f"{2 * factor}.0 MB",
+            "ms, B=1": f"{3 * factor}.00 ({2 * factor}.00–{5 * factor}.00)",
+            "ms, B=256": f"{768 * factor:,}.00 ({512 * factor:,}.00–{1280 * factor:,}.00)",
+            "The paper's memory": theirs[name][0],
+            "The paper's time": theirs[name][1],
+        }
+        assert other.rows[number] == row[:11]
+
+
+def test_figure_1_draws_quality_over_time_in_marks_of_memory(requests: tuple[Any, list[Ran]]) -> None:
+    tables, panels = serving.show_figure1(*requests)
+    assert [table.domain for table in tables] == [panel.domain for panel in panels] == ["arts", "d"]
+    (series,) = panels[0].series
+    here = [run for run in requests[1] if run.record.domain == "arts"]
+    for number, (name, point) in enumerate(zip(("SASRec", "Recformer", "CKD-MDSR"), series.points, strict=True)):
+        # Milliseconds and megabytes of a request of one history.
+        assert (point.label, point.x, point.size) == (name, 3.0 * 2**number, 2.0 * 2**number)
+        assert point.y.mean == pytest.approx(by_user(here, name, "ndcg@10").mean())
 
 
 # --- what is trained -------------------------------------------------------------------------------------------------
