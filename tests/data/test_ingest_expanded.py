@@ -92,6 +92,16 @@ def test_windows_without_their_beginning_start_at_the_first() -> None:
     assert merge(rows, 3, "u") == ([3, 4, 5, 6, 7], [0, CONTEXT, CONTEXT, 1, 2])
 
 
+def test_half_a_window_in_common_is_a_continuation() -> None:
+    rows = [Row((1, 2, 3, 4), 5, 0, "f:1"), Row((4, 5, 6, 7), 8, 1, "g:1")]
+    assert merge(rows, 4, "u") == ([*range(1, 9)], [0, CONTEXT, CONTEXT, CONTEXT, 0, CONTEXT, CONTEXT, 1])
+
+
+def test_less_is_one_where_it_is_all_there_is() -> None:
+    rows = [Row((1,), 2, 0, "f:1"), Row((1, 2, 3, 4, 5, 6), 7, 1, "g:1")]
+    assert merge(rows, 6, "u") == ([*range(1, 8)], [0, 0, CONTEXT, CONTEXT, CONTEXT, CONTEXT, 1])
+
+
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
