@@ -221,9 +221,10 @@ def test_popularity_is_that_of_the_training_part_without_padding(
 
 
 def served(run: str, factor: int) -> ServingCost:
-    """A run that costs `factor` times a made-up request, of another sum in every unit."""
-    latency = {size: Latency(factor * 3.0 * size, factor * 2.0 * size, factor * 5.0 * size) for size in (1, 256)}
-    peaks = {1: factor * 2_000_000, 256: factor**2 * 70_000_000}
+    """A run that costs so many times a made-up request, in every unit and size to another power."""
+    latency = {1: Latency(3.0 * factor, 2.0 * factor, 5.0 * factor)}
+    latency[256] = Latency(*(400.0 * factor**3 + more for more in (10, 0, 20)))
+    peaks = {1: factor**2 * 2_000_000, 256: factor**4 * 70_000_000}
     return ServingCost(run, "student", "sasrec", 11 * factor, 500 * factor, 900 * factor, peaks, latency)
 
 
@@ -256,15 +257,15 @@ def test_table_5_has_every_cost_in_its_column_and_the_papers_beside_them(request
         assert shown.pop("N@10").split()[0] == f"{metric:.4f}"
         assert shown == {
             "Model": name,
-            "Memory, B=1": f"{factor}.0x",
+            "Memory, B=1": f"{factor**2}.0x",
             "Time, B=1": f"{factor}.0x",
-            "Memory, B=256": f"{factor**2}.0x",
-            "Time, B=256": f"{factor}.0x",
+            "Memory, B=256": f"{factor**4}.0x",
+            "Time, B=256": f"{(400 * factor**3 + 10) / 410:.1f}x",
             "Parameters": f"{11 * factor}",
             "FLOPs": f"{500 * factor:,}",
-            "Peak, B=1": f"{2 * factor}.0 MB",
+            "Peak, B=1": f"{2 * factor**2}.0 MB",
             "ms, B=1": f"{3 * factor}.00 ({2 * factor}.00–{5 * factor}.00)",
-            "ms, B=256": f"{768 * factor:,}.00 ({512 * factor:,}.00–{1280 * factor:,}.00)",
+            "ms, B=256": "{:,}.00 ({:,}.00–{:,}.00)".format(*(400 * factor**3 + more for more in (10, 0, 20))),
             "The paper's memory": theirs[name][0],
             "The paper's time": theirs[name][1],
         }
@@ -278,7 +279,7 @@ def test_figure_1_draws_quality_over_time_in_marks_of_memory(requests: tuple[Any
     here = [run for run in requests[1] if run.record.domain == "arts"]
     for number, (name, point) in enumerate(zip(("SASRec", "Recformer", "CKD-MDSR"), series.points, strict=True)):
         # Milliseconds and megabytes of a request of one history.
-        assert (point.label, point.x, point.size) == (name, 3.0 * 2**number, 2.0 * 2**number)
+        assert (point.label, point.x, point.size) == (name, 3.0 * 2**number, 2.0 * 4**number)
         assert point.y.mean == pytest.approx(by_user(here, name, "ndcg@10").mean())
 
 
