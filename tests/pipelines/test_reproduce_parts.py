@@ -38,6 +38,7 @@ from ckd.pipelines.reproduce.result import (
     load_experiments,
     show_cell,
 )
+from ckd.pipelines.reproduce.serving import serving_methods
 from ckd.pipelines.reproduce.settings import check_keys, resolve
 from ckd.pipelines.reproduce.study import make_study
 from ckd.pipelines.reproduce.sweeps import FIGURE_5, OPEN_QUESTIONS, choose_sweeps
@@ -203,6 +204,12 @@ def test_the_methods_of_the_papers_tables() -> None:
         *("w/o CSS", "w/o IN", "w/o WA"),
     ]
     assert [method.name for method in ablations(THREE[:1])] == [DISTILLED, "w/o CSS", "w/o IN"]
+
+
+def test_what_is_served_is_what_table_3_has_trained(tmp_path: Path) -> None:
+    found = serving_methods(make_study(tmp_path, None, None, 1, RunConfig()))
+    assert [method.name for method in found] == ["SASRec", "UniSRec", "Recformer", "UniM²Rec", DISTILLED]
+    assert all(method in table3_methods(THREE) for method in found)
 
 
 def test_methods_are_chosen_by_name_in_any_case() -> None:

@@ -240,6 +240,7 @@ def requests(domain: Domain, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, list
         return ServingTable(name, ITEMS, "cpu", 2, repeats, {}, rows)
 
     monkeypatch.setattr(serving, "serving_cost", serving_cost)
+    monkeypatch.setattr(serving, "REPEATS", 7)
     config = SimpleNamespace(train=SimpleNamespace(device="cpu"))
     study: Any = SimpleNamespace(domains=("arts", "d"), seeds=SEEDS, work=None, config=config, progress=None)
     return study, ran
@@ -249,6 +250,7 @@ def test_table_5_has_every_cost_in_its_column_and_the_papers_beside_them(request
     arts, other = serving.show_table5(*requests)
     assert [len(table.columns) for table in (arts, other)] == [13, 11]
     assert (arts.domain, other.domain) == ("arts", "d")
+    assert "median (quartiles) of 7 requests on cpu, 2 threads" in arts.notes[0]
     theirs = {"SASRec": ("1.0x", "1.0x"), "Recformer": ("81.7x", "3.1x"), "CKD-MDSR": ("1.0x", "1.0x")}
     for number, (name, row) in enumerate(zip(theirs, arts.rows, strict=True)):
         factor = 2**number
