@@ -46,6 +46,7 @@ class Csv:
 def _read_items(path: Path, options: ReadOptions) -> pl.LazyFrame:
     rows = csv_rows(path, options, _separator(path))
     number, header = next(rows, (1, []))
+    header = [name.strip() for name in header]
     known = Items.of(header, f"{path}:{number}")
     return spool_items(path, of_width(path, rows, len(header), options), known, options)
 
