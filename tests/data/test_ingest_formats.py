@@ -313,6 +313,7 @@ def test_attributes_without_known_names_make_the_text(tmp_path: Path) -> None:
         ("  a\n b\u2028c ", "a b c"),
         ("Tom &amp; Jerry...", "Tom & Jerry"),
         ("<p>one<br/>two</p>", "one two"),
+        ('<a href="x">one</a> &lt;b&gt;two&lt;/b&gt;', "one two"),
         ("3 < 5 and 7 > 6", "3 < 5 and 7 > 6"),
         (["a.", "", None, "b"], "a b"),
         ({"a": 1}, ""),
