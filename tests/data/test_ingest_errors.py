@@ -412,7 +412,8 @@ def test_a_file_that_may_not_be_opened_is_one_line(toy: Any, tmp_path: Path, mon
 
 def test_messages_are_one_printable_line() -> None:
     assert one_line("a\nb\x00c\u2028d") == "a b c d"
-    assert one_line("x" * 500, most=10) == "x" * 9 + "…"
+    assert one_line("x" * 500, most=10) == one_line("x" * 11, most=10) == "x" * 9 + "…"
+    assert one_line("x" * 10, most=10) == "x" * 10
 
 
 @pytest.mark.parametrize(

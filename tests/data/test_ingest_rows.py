@@ -73,3 +73,17 @@ def test_sequences_are_known_by_the_name_of_their_file(toy: Any, tmp_path: Path)
     for source in (folder, notes):
         with pytest.raises(DataError, match="no ingest format fits"):
             find_format(source)
+
+
+@pytest.mark.parametrize("name", ["Toy", "Toy_5", "Toy_0", "reviews_Toy", "reviews_Toy_5"])
+def test_reviews_go_with_the_metadata_of_their_category(name: str, toy: Any, tmp_path: Path) -> None:
+    folder = toy.write["amazon-2018"](tmp_path / "source")
+    (folder / "meta_Other.json").write_text('{"asin": "i1"}\n')
+    reviews = (folder / "Toy_5.json").rename(folder / f"{name}.json")
+    assert read("amazon", reviews, tmp_path).items_file == folder / "meta_Toy.json"
+
+
+def test_a_folder_with_a_files_name_is_no_candidate(toy: Any, tmp_path: Path) -> None:
+    folder = toy.write["csv"](tmp_path / "source")
+    (folder / "old.csv").mkdir()
+    assert read("csv", folder, tmp_path).items_file == folder / "items.csv"
