@@ -86,6 +86,9 @@ def test_fingerprint_sees_values_presence_and_shape() -> None:
         ItemFeatures("x", base.vectors.reshape(7, 2, 2)[:, 0], base.present).fingerprint,
     }
     assert len(seen) == 4
+    # Nothing but zeros, and as many bytes of it.
+    few, many = (ItemFeatures("x", np.zeros((n, d), np.float32), np.zeros(n, bool)) for n, d in ((5, 2), (9, 1)))
+    assert few.fingerprint != many.fingerprint
     assert ItemFeatures("other name", base.vectors, base.present).fingerprint == base.fingerprint
 
 
