@@ -22,6 +22,9 @@ COLOURS = 7
 DASHES = ("", "7 3", "2 3", "9 3 2 3", "5 2 1 2 1 2", "12 4", "3 6")
 MARKERS = ("circle", "square", "triangle", "diamond", "down", "plus", "cross")
 
+#: Radius of the largest bubble.
+BUBBLE = 20.0
+
 #: A line of more points than this has a marker only every so often.
 MARKED = 30
 
@@ -96,7 +99,7 @@ def _plane(panel: Panel, marks: Sequence[Mark]) -> list[str]:
     """Axes, then everything that lies between them."""
     points = [point for series in panel.series for point in series.points if math.isfinite(point.y.mean)]
     names = _names(points)
-    spare = 20.0 if panel.style == "bubbles" else 6.0
+    spare = BUBBLE if panel.style == "bubbles" else 6.0
     x = _x_scale(panel, points, names, spare)
     reach = [value for point in points for value in _reach(point.y)]
     if panel.reference is not None:
@@ -217,8 +220,9 @@ def _bubbles(known: Sequence[Placed], largest: float, number: int, labels: Label
         tip = f"{point.label or ''} {point.x}: {point.y.mean:.5g}".strip()
         radius = 3.0
         if point.size is not None and largest:
-            radius = 4 + 16 * math.sqrt(max(point.size, 0.0) / largest)
-            parts.append(element("circle", f"<title>{esc(tip)}</title>", class_="bubble", cx=at, cy=height, r=radius))
+            drawn = BUBBLE * math.sqrt(max(point.size, 0.0) / largest)
+            parts.append(element("circle", f"<title>{esc(tip)}</title>", class_="bubble", cx=at, cy=height, r=drawn))
+            radius = max(radius, drawn)
         parts.append(_marker(look(number)[2], at, height, tip))
         if point.label:
             parts.append(labels.put(point.label, at, height, radius))
