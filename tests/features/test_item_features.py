@@ -160,9 +160,10 @@ def test_domain_in_memory_has_no_features(domain: Domain) -> None:
         load_features(replace(domain, folder=None), "text")
 
 
-def test_wrong_number_of_rows(domain: Domain) -> None:
-    with pytest.raises(DataError, match=r"holds 6 items.* rows for 5"):
-        save_features(domain.folder, some_features(5, 4))
+@pytest.mark.parametrize("n", [5, 7])
+def test_wrong_number_of_rows(domain: Domain, n: int) -> None:
+    with pytest.raises(DataError, match=rf"holds 6 items.* rows for {n}"):
+        save_features(domain.folder, some_features(n, 4))
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
@@ -187,6 +188,38 @@ def test_missing_rows_must_be_zero(domain: Domain) -> None:
     vectors = np.ones((7, 3), dtype=np.float32)
     with pytest.raises(DataError, match="item 0 is not zero though missing"):
         save_features(domain.folder, ItemFeatures("text", vectors, np.arange(7) > 0))
+
+
+def test_one_number_of_a_missing_row_is_too_many_in_any_block(domain: Domain, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(features_module, "_BLOCK", 2)
+    vectors = np.zeros((7, 3), dtype=np.float32)
+    vectors[5, 1] = 1
+    with pytest.raises(DataError, match="item 5 is not zero though missing"):
+        save_features(domain.folder, ItemFeatures("text", vectors, np.zeros(7, dtype=bool)))
+
+
+@pytest.mark.parametrize(
+    ("written", "changed", "message"),
+    [
+        (b'"F32"', b'"I32"', "holds .*'I32'"),
+        (b"[140,147]", b"[139,147]", "bytes, expected"),
+    ],
+)
+def test_a_file_that_says_other_kinds_or_places_is_refused(
+    domain: Domain, written: bytes, changed: bytes, message: str
+) -> None:
+    path = save_features(domain.folder, some_features(6, 5)).with_suffix(".safetensors")
+    whole = path.read_bytes()
+    assert whole.count(written) == 1
+    path.write_bytes(whole.replace(written, changed))
+    with pytest.raises(DataError, match=message):
+        load_features(domain, "text")
+
+
+def test_what_macos_puts_beside_a_feature_is_none(domain: Domain) -> None:
+    path = save_features(domain.folder, some_features(6, 4))
+    path.with_name(f"._{path.name}").touch()
+    assert list_features(domain.folder) == ["text"]
 
 
 def test_an_interrupted_overwrite_leaves_no_feature(domain: Domain, monkeypatch: pytest.MonkeyPatch) -> None:
