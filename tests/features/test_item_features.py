@@ -54,6 +54,8 @@ def test_other_readers_open_the_file_and_bytes_are_reproducible(domain: Domain) 
     tensors = load_file(path)
     assert (tensors["vectors"] == saved.vectors).all()
     assert (tensors["present"] == saved.present).all()
+    # Numbers begin at a multiple of eight bytes, as readers that map the file expect.
+    assert int.from_bytes(path.read_bytes()[:8], "little") % 8 == 0
     first = path.read_bytes(), path.with_suffix(".json").read_bytes()
     save_features(domain.folder, saved)
     assert (path.read_bytes(), path.with_suffix(".json").read_bytes()) == first
