@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 
@@ -170,9 +172,23 @@ def test_an_error_carries_the_id_and_empty_lines_count(serving: Serving) -> None
     assert [(answer["line"], answer["id"]) for answer in found] == [(3, {"a": 1})]
 
 
-def test_an_item_by_name_where_numbers_are_asked_for(serving: Serving) -> None:
-    with pytest.raises(DataError, match="line 1: item 'x' is no item number"):
-        ask(serving, "sasrec", {"history": ["x"]}, ids="number")
+@pytest.mark.parametrize("item", ["x", True, 1.0])
+def test_an_item_by_name_where_numbers_are_asked_for(serving: Serving, item: Any) -> None:
+    with pytest.raises(DataError, match=f"line 1: item {item!r} is no item number"):
+        ask(serving, "sasrec", {"history": [item]}, ids="number")
+
+
+def test_ids_of_digits_may_be_written_as_numbers(serving: Serving, tmp_path: Path, save_run: Any) -> None:
+    table = serving[1].item_table
+    names = pl.Series(columns.RAW, [str(1000 + number) for number in range(len(table))])
+    users = pl.Series(columns.RAW, [str(number) for number in range(serving[1].n_users)])
+    domain = replace(serving[1], item_table=table.with_columns(names), user_ids=users)
+    domain = domain.save(tmp_path / "domains" / domain.name)
+    save_run(tmp_path, domain, "lightgcn")
+    asked = [{"user": "3", "history": ["1004", "1000"]}, {"user": 3, "history": [1004, 1000]}, {"user": 3}]
+    written, numbers, own = ask((tmp_path, domain), "lightgcn", *asked)
+    assert written["items"] == numbers["items"] == own["items"]
+    assert [each["unknown"] for each in (written, numbers)] == [0, 0]
 
 
 @pytest.mark.parametrize("run", ["fm", "deepfm", "lightgcn"])
@@ -212,6 +228,9 @@ def test_wrong_options_and_runs_are_refused_before_the_first_answer(serving: Ser
         with pytest.raises(ConfigError, match=rf"^--device='{device}': {why}.* Use auto, cpu or a GPU of this machine"):
             recommend(serving[0], serving[1].name, "sasrec", [], device=device)
     assert ask(serving, "sasrec") == []
+    for nothing in ({"batch_size": 0}, {"item_block": 0}):
+        with pytest.raises(ValueError, match="must be at least 1"):
+            recommend(serving[0], serving[1].name, "sasrec", [], **nothing)
 
 
 def test_a_diverged_student_is_refused(serving: Serving, tmp_path: Path, save_run: Any) -> None:
@@ -222,7 +241,7 @@ def test_a_diverged_student_is_refused(serving: Serving, tmp_path: Path, save_ru
     tensors["item_embedding.weight"][7] = torch.nan
     write_tensors(path, tensors)
     with pytest.raises(CkdError, match="line 2: sasrec gives NaN for a score"):
-        ask((tmp_path, domain), "sasrec", "", {"history": [1]}, ids="number", k=1)
+        ask((tmp_path, domain), "sasrec", "", {"history": [1]}, {"history": [2]}, ids="number", k=1)
 
 
 def test_top_k_is_a_sort() -> None:

@@ -14,8 +14,9 @@ import torch
 from ckd.data.domain import Domain
 from ckd.errors import ConfigError, DataError
 from ckd.pipelines import serving_cost as room
+from ckd.pipelines.finetune_teacher import load_teacher
 from ckd.pipelines.serving_cost import ServingTable, serving_cost
-from ckd.pipelines.train_student import train_student
+from ckd.pipelines.train_student import load_student, train_student
 from ckd.students import STUDENTS
 
 Serving = tuple[Path, Domain]
@@ -51,6 +52,44 @@ def test_a_distilled_student_costs_what_its_base_costs(studio: Any) -> None:
     values = json.loads(json.dumps(found.as_dict()))["rows"][1]
     assert values["memory_ratio"] == {"1": 1.0, "8": 1.0}
     assert values["user_ms"]["8"] == pytest.approx(values["latency"]["8"]["median_ms"] / 8)
+
+
+def test_what_lies_ready_is_weights_buffers_and_the_vectors_of_items(studio: Any) -> None:
+    run = studio.teachers[0]
+    (row,) = serving_cost(studio.work, studio.domain.name, [run], batch_sizes=(1,), repeats=1, device="cpu").rows
+    model, _, _ = load_teacher(studio.work, studio.domain, run)
+    own = sum(each.nbytes for each in (*model.parameters(), *model.buffers()))
+    assert own > 4 * row.parameters
+    assert row.resident_bytes >= own + 4 * studio.domain.n_items * model.config.hidden_size
+
+
+def test_requests_before_the_first_that_counts_are_not_counted(
+    serving: Serving, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of each size they come first: whatever these take, the others' median and quartiles do not show it."""
+    asked: dict[tuple[str, int], int] = {}
+
+    def timed(self: Any, batch: Any) -> float:
+        key = self.run, len(batch)
+        asked[key] = asked.get(key, 0) + 1
+        return 100.0 if asked[key] <= room.WARM_UP else len(batch) / 1000
+
+    monkeypatch.setattr(room._Served, "timed", timed)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 5)
+    found = serving_cost(*_of(serving), ["sasrec", "fm"], batch_sizes=(1, 4), repeats=3, device="cpu")
+    assert set(asked.values()) == {room.WARM_UP + 3}
+    assert [row.latency for row in found.rows] == [{size: room.Latency(*[size * 1.0] * 3) for size in (1, 4)}] * 2
+    assert (found.threads, found.repeats) == (5, 3)
+
+
+def test_a_request_is_for_the_ten_best_items(serving: Serving) -> None:
+    work, domain = serving
+    batch = room._batch(domain, 3)
+    found = room._Served(work, domain, "gru4rec", batch, torch.device("cpu")).request(batch)
+    model, _ = load_student(work, domain, "gru4rec")
+    with torch.no_grad():
+        scores = model.score_items(model.encode(batch))[:, 1:]
+    assert found.tolist() == (1 + scores.topk(10, dim=1).indices).tolist()
 
 
 def test_every_student_can_be_measured(serving: Serving) -> None:
@@ -95,6 +134,8 @@ def test_live_bytes() -> None:
         kept = given * 2
     assert counter.now == 2000
     assert counter.peak_of(work) == 4000
+    # An earlier peak is none of a later piece of work.
+    assert counter.peak_of(lambda: given * 2) == 2000
     del kept
     assert counter.now == 0
 
