@@ -15,7 +15,7 @@ from ckd.data.domain import Domain
 from ckd.pipelines.reproduce.example_sizes import EXAMPLE_INSTANCES, EXAMPLE_SECONDS
 from ckd.pipelines.reproduce.methods import BASE_METHOD
 from ckd.pipelines.reproduce.steps import Costs, Estimates, Step, finished_in
-from ckd.pipelines.reproduce.study import make_study
+from ckd.pipelines.reproduce.study import _validation, make_study
 
 
 def a_step(key: str, model: str = "sasrec", domain: str = "d", state: str = "to do", run: Any = lambda: None) -> Step:
@@ -105,6 +105,38 @@ def test_estimates_of_a_study_are_of_the_sizes_it_trains(tmp_path: Path) -> None
     (step,) = [each for each in study.steps([BASE_METHOD]) if each.action == "train"]
     (planned,) = [each for each in study.dry_run([BASE_METHOD]) if each.what == step.what]
     assert planned.seconds == EXAMPLE_SECONDS["sasrec"]
+
+
+def test_students_take_the_seeds_of_teachers_in_turn(tmp_path: Path) -> None:
+    study = make_study(tmp_path, None, None, 5, RunConfig(seed=10), teacher_seeds=2)
+    assert [study.teacher_seed(seed) for seed in study.seeds] == [10, 11, 10, 11, 10]
+    whole = make_study(tmp_path, None, None, 3, RunConfig(seed=10), teacher_seeds=3)
+    assert [whole.teacher_seed(seed) for seed in whole.seeds] == [10, 11, 12]
+
+
+def test_sources_are_no_targets_and_are_told_of_where_they_matter(tmp_path: Path) -> None:
+    for name in ("shop", "store"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+    study, blind = (
+        make_study(tmp_path, tmp_path / "data", None, 1, RunConfig(), sources=["store"], teachers=teachers)
+        for teachers in (["unisrec"], ["unim2rec"])
+    )
+    assert (study.domains, study.notes, blind.left_out) == (("shop",), (), {})
+    assert blind.notes == ("UniM²Rec is pre-trained on texts alone: store without pictures.",)
+
+
+def test_what_is_not_done_is_announced(tmp_path: Path) -> None:
+    said: list[str] = []
+    study = make_study(tmp_path, None, None, 1, RunConfig(), say=said.append)
+    study._carry_out([a_step("new"), a_step("half", state="begun"), a_step("old", state="done")])
+    assert said == ["train new", "train half"]
+
+
+def test_validation_is_that_of_the_best_epochs_log_or_of_a_teachers_result(tmp_path: Path) -> None:
+    write_json(tmp_path / "best.json", {"log": {"epoch": 3, "loss": 0.5, "valid_ndcg@10": 0.25}})
+    assert _validation(tmp_path) == {"ndcg@10": 0.25}
+    write_json(tmp_path / "result.json", {"metrics": {"valid": {"ndcg@10": 0.5}, "test": {"ndcg@10": 0.1}}})
+    assert _validation(tmp_path) == {"ndcg@10": 0.5}
 
 
 def test_time_of_several_sessions_adds_up(tmp_path: Path) -> None:
