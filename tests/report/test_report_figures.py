@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from xml.etree import ElementTree
 
@@ -18,6 +18,7 @@ from ckd.distill.curriculum import Spread as BucketSpread
 from ckd.pipelines.reproduce.result import Panel, Point, Series, Spread
 from ckd.report import curriculum
 from ckd.report.charts import LEFT, Mark, draw
+from ckd.report.figures import bare_figure
 from ckd.report.work import PlanInfo
 
 #: Places are written to a tenth.
@@ -97,6 +98,18 @@ def test_a_line_goes_through_its_points_with_their_deviation(log: bool) -> None:
     assert at(reference, "y1", "y2") == close(picture.y(0.9), picture.y(0.9))
     # All of it lies within the picture.
     assert all(0 <= place <= 270 for each in picture.root.iter("line") for place in at(each, "y1", "y2"))
+
+
+def test_a_logarithmic_axis_without_a_place_for_zero_is_linear() -> None:
+    picture = Picture.of(
+        draw(a_panel("lines", [Point(x, y) for x, y in zip((0.0, 1.5, 3.0), YS, strict=True)], log_x=True))
+    )
+    assert [at(dot, "cx")[0] for dot in picture.all("circle", "dot")] == close(*map(picture.x, (0.0, 1.5, 3.0)))
+
+
+def test_whiskers_are_explained_where_there_are_any() -> None:
+    panels = [a_panel("lines", [Point(1.0, y), Point(2.0, YS[1])]) for y in YS[:2]]
+    assert ["Whiskers" in bare_figure(panel) for panel in panels] == [True, False]
 
 
 def test_names_stand_in_the_order_in_which_they_come() -> None:
@@ -205,6 +218,11 @@ def test_a_box_is_the_middle_half_of_a_bucket_and_the_line_the_mean_of_a_stage(p
 
 
 def test_the_data_of_the_curriculum_have_every_part_in_its_column(plan: PlanInfo) -> None:
+    alone = replace(plan, curriculum=(replace(plan.curriculum[0], difficulty=None),))
+    for found in (plan, alone):
+        headers, rows = curriculum.data(found)
+        assert {len(row) for row in rows} == {len(headers)}
+    assert dict(zip(headers, rows[0], strict=True))["length mean"] == plan.curriculum[0].length.mean
     headers, rows = curriculum.data(plan)
     for number, (row, bucket) in enumerate(zip(rows, plan.curriculum, strict=True), start=1):
         shown = dict(zip(headers, row, strict=True))
