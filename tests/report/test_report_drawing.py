@@ -49,6 +49,7 @@ def test_an_axis_of_whole_numbers(low: int, more: int) -> None:
 def test_tick_labels_have_as_many_decimals_as_needed() -> None:
     assert tick_texts(linear([0.18, 0.22], 0, 1)) == ["0.18", "0.19", "0.20", "0.21", "0.22"]
     assert tick_texts(linear([0, 4000], 0, 1)) == ["0", "1,000", "2,000", "3,000", "4,000"]
+    assert tick_texts(linear([0, 4e6], 0, 1)) == ["0", "1M", "2M", "3M", "4M"]
     assert tick_texts(logarithmic([0.02, 2], 0, 1)) == ["0.02", "0.05", "0.1", "0.2", "0.5", "1", "2"]
 
 

@@ -52,19 +52,20 @@ def test_text_reads_as_it_was() -> None:
 
 
 def test_latex_is_booktabs() -> None:
-    found = to_latex([table("SASRec", "a & b", "[x]")], "table 3")
+    found = to_latex([table("SASRec", "a & b", "[x]", "*")], "table 3")
     assert found.count(r"\begin{table}[t]") == found.count(r"\end{table}") == 1
     order = [found.index(rf"\{rule}") for rule in ("toprule", "midrule", "bottomrule")]
     assert order == sorted(order)
     assert r"\begin{tabular}{lrr}" in found
     assert r"\label{tab:table-3-1}" in found
     rows = [line for line in found.splitlines() if line.endswith(r"\\")]
-    assert len(rows) == 4
+    assert len(rows) == 5
     assert all(len(re.split(r"(?<!\\)&", row)) == 3 for row in rows)
     assert rows[0].strip() == r"Method & N@10 & N@10 (the paper's) \\"
     assert rows[1].strip() == r"SASRec & 0.1500 $\pm$0.0707 & -- \\"
-    # A bracket after a line break would be its option.
+    # A bracket after a line break would be its option, and a star its variant.
     assert rows[3].strip().startswith("{}[x]")
+    assert rows[4].strip().startswith("{}*")
     assert r"50\% of \{these\}" in found
 
 
