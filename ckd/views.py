@@ -279,7 +279,7 @@ def evaluated(result: Evaluated, run: str, against: str | None, json: bool) -> N
             for name, c in result.comparisons.items()
             if name in SHOWN
         ]
-        headers = ["Metric", against, run, "Relative", "95% interval", "p"]
+        headers = ["Metric", against, run, "Relative", "Difference, 95%", "p"]
         print_table(f"{run} against {against}, paired t-test over users", headers, rows)
 
 

@@ -163,10 +163,11 @@ def serving_cost(
         ConfigError: no runs, a size or number that is not positive, or a size above `MOST_USERS`.
         DataError: no such run, or the domain has no test histories.
     """
-    if not runs or not batch_sizes or min(*batch_sizes, repeats) < 1:
-        raise ConfigError(f"runs={list(runs)}, batch_sizes={list(batch_sizes)}, repeats={repeats}: give at least one.")
-    if max(batch_sizes) > MOST_USERS:
-        raise ConfigError(f"batch_sizes={list(batch_sizes)}: give at most {MOST_USERS:,} users in a request.")
+    if not runs or not batch_sizes or repeats < 1:
+        raise ConfigError(f"{len(runs)} runs, {len(batch_sizes)} sizes, {repeats} repeats: give at least one of each.")
+    for size in batch_sizes:
+        if not 1 <= size <= MOST_USERS:
+            raise ConfigError(f"a request of {size:,} users: give from 1 to {MOST_USERS:,}.")
     domain = Domain.load(domain_folder(work, domain_name))
     place = pick_device(device, key)
     batches = {size: _batch(domain, size).to(place) for size in batch_sizes}

@@ -160,7 +160,7 @@ def headline_table(found: Sequence[Difference], domain: str, method: str, agains
         Column(against, "metric"),
         Column(method, "metric"),
         Column("Improv.", "change"),
-        Column("95% interval"),
+        Column("Difference, 95%"),
         Column("p", "p"),
         *((Column("The paper's", "change", paper=True),) if claimed else ()),
     )
