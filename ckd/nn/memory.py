@@ -22,7 +22,7 @@ def hold_freed_memory() -> bool:
 
     glibc gives large blocks back to the system at once and asks for them anew. A step of training frees and allocates
     tens of megabytes, and the kernel provides and zeroes every page of them again: on the average a seventh of the step
-    where it was measured, and more while the host was busy (docs/results.md, "Speed").
+    where it was measured, and more while the host was busy (docs/speed.md, "Where memory goes").
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
