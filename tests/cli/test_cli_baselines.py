@@ -126,7 +126,7 @@ BAD: list[tuple[str, str]] = [
     ("serving --domain absent --runs r", r"no prepared domain"),
     ("serving --domain {domain} --runs absent", r"no such run\. Runs of .*unisrec-0"),
     ("serving --domain {domain} --runs unisrec-0 --batch-sizes 0", r"a request of 0 users: give from 1 to"),
-    ("serving --domain {domain} --runs unisrec-0 --batch-sizes 1000001", r"a request of 1,000,001 users: give from 1 to"),
+    ("serving --domain {domain} --runs unisrec-0 --batch-sizes 1000001", r"a request of 1,000,001 users: give from 1"),
     ("serving --domain {domain} --runs unisrec-0 --device tpu9", r"--device='tpu9'"),
     ("serving --domain {domain} --runs unisrec-0 --device meta", r"--device='meta': holds no numbers"),
 ]
