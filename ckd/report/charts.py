@@ -108,7 +108,8 @@ def _plane(panel: Panel, marks: Sequence[Mark]) -> list[str]:
     parts = [*axes(x, y, panel.x_label, panel.y_label, names), *(_mark(mark, x) for mark in marks)]
     if panel.reference is not None:
         parts.append(_reference(panel.reference, y))
-    bubbles, labels = panel.style == "bubbles", Labels()
+    bubbles = panel.style == "bubbles"
+    labels = Labels((x(_at(point.x, names)), y(point.y.mean)) for point in points)
     largest = max((point.size or 0.0 for point in points), default=0.0)
     for number, series in enumerate(panel.series):
         known = [
@@ -230,24 +231,36 @@ def _bubbles(known: Sequence[Placed], largest: float, number: int, labels: Label
 
 
 class Labels:
-    """Words near marks: above, or wherever else nearby no other word stands."""
+    """Words near marks: above, or wherever else nearby no other word stands and no other mark lies.
 
-    def __init__(self) -> None:
+    Args:
+        marks: where the middles of all marks are.
+    """
+
+    def __init__(self, marks: Iterable[tuple[float, float]]) -> None:
+        self._marks = list(marks)
         self._taken: list[tuple[float, float, float]] = []
 
     def put(self, text: str, at: float, height: float, radius: float) -> str:
         """The word for a mark of this radius, never beyond the picture's edge."""
         half = len(text) * 3.1
-        beside = at + radius + half + 4
-        places = [(at, height - radius - 4), (at, height + radius + 12), (beside, height + 4)]
-        places += [(at, height - radius - 4 - 12 * n) for n in (1, 2, 3)]
+        aside = radius + half + 4
+        places = [(at, height - radius - 4), (at, height + radius + 12), (at + aside, height + 4)]
+        places += [(at - aside, height + 4), *((at, height - radius - 4 - 12 * n) for n in (1, 2, 3))]
         inside = [(min(max(x, LEFT + half), WIDTH - RIGHT - half), max(y, 10.0)) for x, y in places]
-        x, y = next((place for place in inside if self._free(*place, half)), inside[0])
+        readable = [place for place in inside if self._free(*place, half)] or inside[:1]
+        others = [mark for mark in self._marks if mark != (at, height)]
+        x, y = next((place for place in readable if not _covers(*place, half, others)), readable[0])
         self._taken.append((x, y, half))
         return element("text", esc(text), class_="name", x=x, y=y, text_anchor="middle")
 
     def _free(self, x: float, y: float, half: float) -> bool:
         return all(abs(y - other[1]) >= 11 or abs(x - other[0]) >= half + other[2] for other in self._taken)
+
+
+def _covers(x: float, y: float, half: float, marks: Sequence[tuple[float, float]]) -> bool:
+    """Whether a word whose line ends at `y` lies on one of the marks."""
+    return any(abs(x - at) < half + 4 and y - 13 < height < y + 7 for at, height in marks)
 
 
 def _marker(kind: str, x: float, y: float, tip: str = "") -> str:

@@ -229,3 +229,23 @@ def test_the_data_of_the_curriculum_have_every_part_in_its_column(plan: PlanInfo
         assert (shown["bucket"], shown["samples"], shown["instances"]) == (number, bucket.samples, bucket.instances)
         assert shown["length mean"] == bucket.length.mean
         assert [shown[f"popularity p{part}"] for part in (10, 25, 50, 75, 90)] == list(bucket.popularity.percentiles)
+
+
+def test_a_name_lies_on_no_other_name_and_no_other_mark() -> None:
+    """Two marks so near each other that both words above them, or below, would lie on the other's mark."""
+    ends = [Point(0.0, Spread.of([0.0]), label="a"), Point(10.0, Spread.of([1.0]), label="b")]
+    near = [Point(5.0, Spread.of([0.50]), label="the first"), Point(4.8, Spread.of([0.55]), label="the second")]
+    picture = Picture.of(draw(a_panel("bubbles", [*ends, *near])))
+    dots = [at(each, "cx", "cy") for each in picture.all("circle", "dot")]
+    words = {each.text or "": at(each, "x", "y") for each in picture.all("text", "name")}
+    assert list(words) == ["a", "b", "the first", "the second"]
+    for number, (word, (x, y)) in enumerate(words.items()):
+        half = 3 * len(word)
+        # The box of the letters.
+        covered = [abs(x - cx) < half and y - 10 < cy < y + 3 for cx, cy in dots]
+        assert not any(covered[:number] + covered[number + 1 :]), word
+        assert not any(
+            abs(x - other[0]) < half + 3 * len(name) and abs(y - other[1]) < 10
+            for name, other in words.items()
+            if name != word
+        )
