@@ -44,13 +44,10 @@ def write_tensors(path: Path, tensors: Tensors, metadata: dict[str, str] | None 
     """Write a safetensors file, atomically.
 
     Raises:
-        DataError: the disk is full; what was there before is kept.
+        OSError: the disk is full; what was there before is kept.
     """
     with replace_file(path) as partial:
-        try:
-            save_file(tensors, partial, metadata)
-        except SafetensorError as error:
-            raise DataError(f"{path}: cannot be written ({error}). Free that disk and run again.") from None
+        save_file(tensors, partial, metadata)
 
 
 def read_checkpoint(path: Path) -> Tensors:
