@@ -188,25 +188,25 @@ def _pack(
     rows: npt.NDArray[np.int64],
     lengths: npt.NDArray[np.int64],
 ) -> Packed:
-    """Put the sequences, longest first, each into the first row that has room."""
+    """Put the sequences, longest first, each into the first row that has room: those of one length at once."""
     width = min(max(PACK_WIDTH, sequences.shape[1]), int(widths.sum()))
-    room: list[int] = []
-    bins = np.empty(len(widths), dtype=np.int64)
-    offsets = np.empty(len(widths), dtype=np.int64)
-    numbers = np.empty(len(widths), dtype=np.int64)
-    count: list[int] = []
-    first_open = 0
-    for sequence in np.argsort(-widths, kind="stable"):
-        size = int(widths[sequence])
-        at = next((i for i in range(first_open, len(room)) if room[i] >= size), len(room))
-        if at == len(room):
-            room.append(width)
-            count.append(0)
-        count[at] += 1
-        bins[sequence], offsets[sequence], numbers[sequence] = at, width - room[at], count[at]
-        room[at] -= size
-        while first_open < len(room) and room[first_open] == 0:
-            first_open += 1
+    bins, offsets, numbers = np.empty((3, len(widths)), dtype=np.int64)
+    room = count = np.empty(0, dtype=np.int64)
+    order = np.argsort(-widths, kind="stable")
+    for alike in np.split(order, np.flatnonzero(np.diff(widths[order])) + 1):
+        size = widths[alike[0]]
+        missing = len(alike) - int((room // size).sum())
+        if missing > 0:
+            more = -(-missing // int(width // size))
+            room, count = np.append(room, np.full(more, width)), np.append(count, np.zeros(more, dtype=np.int64))
+        fitting = room // size
+        upto = np.cumsum(fitting)
+        number = np.arange(len(alike))
+        at = np.searchsorted(upto, number, side="right")
+        number -= (upto - fitting)[at]
+        bins[alike], offsets[alike], numbers[alike] = at, width - room[at] + number * size, count[at] + number + 1
+        taken = np.bincount(at, minlength=len(room))
+        room, count = room - taken * size, count + taken
     inside = np.arange(sequences.shape[1]) < widths[:, None]
     source_row, source_column = np.nonzero(inside)
     flat = bins[source_row] * width + offsets[source_row] + source_column

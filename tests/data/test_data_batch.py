@@ -84,6 +84,27 @@ def test_packed_rows_hold_each_sequence_once_and_whole(case: tuple[Domain, np.nd
     assert (packed.items[packed.segments == 0] == 0).all()
 
 
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.integers(1, 150) | st.integers(1, 6), min_size=1, max_size=80))
+def test_the_longest_sequences_are_packed_first_each_into_the_first_row_with_room(sizes: list[int]) -> None:
+    width = min(max(128, *sizes), sum(sizes))
+    rows: list[list[int]] = []
+    for number in sorted(range(len(sizes)), key=lambda n: -sizes[n]):
+        row = next((row for row in rows if sum(sizes[n] for n in row) + sizes[number] <= width), None)
+        if row is None:
+            rows.append(row := [])
+        row.append(number)
+    lengths = torch.tensor(sizes)
+    # The items of a sequence are its number.
+    histories = (torch.arange(len(sizes)) + 1)[:, None] * (torch.arange(max(sizes)) < lengths[:, None])
+    packed = Batch.from_histories(histories, lengths, torch.ones_like(lengths)).packed
+    expected = [[n + 1 for n in row for _ in range(sizes[n])] for row in rows]
+    assert packed.items.tolist() == [row + [0] * (width - len(row)) for row in expected]
+    segments = [[at + 1 for at, n in enumerate(row) for _ in range(sizes[n])] for row in rows]
+    assert packed.segments.tolist() == [row + [0] * (width - len(row)) for row in segments]
+    assert packed.take(packed.items[..., None]).flatten().tolist() == list(range(1, len(sizes) + 1))
+
+
 def test_users_beyond_the_cap_have_sliding_windows() -> None:
     domain = make([12], cap=4, seed=1)
     instances = domain.instances("train")
