@@ -22,7 +22,7 @@ class Made:
         teachers: registered teachers that are compared or distilled.
         teacher_seeds: of their runs.
         sources: domains that they were pre-trained on; none: from scratch.
-        settings: what the configuration says, by `section.key`, in its order.
+        settings: what the configuration says, by `section.key`, in the order of the alphabet, as its file has it.
     """
 
     teachers: tuple[str, ...] = ()
@@ -59,7 +59,7 @@ def settings_said(config: RunConfig) -> dict[str, Any]:
     """
     said = config.model_dump(mode="json", by_alias=True, exclude_unset=True, exclude={"seed", "prepare"})
     unsaid = {f"train.{key}" for key in TrainConfig.NO_IDENTITY}
-    return {key: value for key, value in _flat(said).items() if key not in unsaid}
+    return {key: value for key, value in sorted(_flat(said).items()) if key not in unsaid}
 
 
 def _flat(values: Mapping[str, Any], before: str = "") -> dict[str, Any]:
