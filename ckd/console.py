@@ -88,7 +88,7 @@ def print_table(title: str, headers: Sequence[str], rows: Sequence[Sequence[Any]
 
 
 def show(value: Any) -> str:
-    """A value as a person reads it: metrics with four digits, counts with separators."""
+    """A value as a person reads it: metrics with four digits, what they would not show as a power, counts separated."""
     if value is None:
         return "–"
     if isinstance(value, bool):
@@ -96,6 +96,8 @@ def show(value: Any) -> str:
     if isinstance(value, int):
         return f"{value:,}"
     if isinstance(value, float):
+        if 0 < abs(value) < 5e-5:
+            return f"{value:.1e}"
         return f"{value:.4f}" if abs(value) < 10 else f"{value:,.1f}"
     return str(value)
 

@@ -78,3 +78,24 @@ def test_the_version_is_the_packages(capsys: pytest.CaptureFixture[str], monkeyp
         main()
     assert ended.value.code == 0
     assert capsys.readouterr().out == f"ckd {version('ckd-mdsr')}\n"
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.0, "0.0000"),
+        (5e-5, "0.0001"),
+        (4.9e-5, "4.9e-05"),
+        (-2.6e-7, "-2.6e-07"),
+        (0.1234567, "0.1235"),
+        (-9.99996, "-10.0000"),
+        (12_345.678, "12,345.7"),
+        (1_234_567, "1,234,567"),
+        (None, "–"),
+        (True, "yes"),
+        (False, "no"),
+        ("raw", "raw"),
+    ],
+)
+def test_a_value_is_shown_as_a_person_reads_it(value: object, text: str) -> None:
+    assert console.show(value) == text
