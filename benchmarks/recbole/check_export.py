@@ -77,10 +77,11 @@ def compare(model: torch.nn.Module, dataset: object, numbers: np.ndarray, expect
         at = numbers[rows[dataset.iid_field].numpy()]
         target = scores[np.arange(len(rows)), at][:, None]
         higher, tied = ((test[:, 1:]).sum(1) for test in (scores > target, scores == target))
-        same += int((1 + higher + tied // 2 == ranks[start : start + BATCH]).sum())
+        # Among items that tie with the target, itself one of them, ckd draws its place.
+        same += _between(higher, ranks[start : start + BATCH], higher + tied)
         margin = TOLERANCE * scale
         low, high = ((test[:, 1:]).sum(1) for test in (scores > target + margin, scores >= target - margin))
-        explained += int(((low < ranks[start : start + BATCH]) & (ranks[start : start + BATCH] <= high)).sum())
+        explained += _between(low, ranks[start : start + BATCH], high)
     return {
         "agrees": bool(difference <= TOLERANCE and explained == len(ranks)),
         "rows": len(ranks),
@@ -88,6 +89,10 @@ def compare(model: torch.nn.Module, dataset: object, numbers: np.ndarray, expect
         "ranks_within_tolerance": explained,
         "largest_difference": difference,
     }
+
+
+def _between(low: np.ndarray, ranks: np.ndarray, high: np.ndarray) -> int:
+    return int(((low < ranks) & (ranks <= high)).sum())
 
 
 if __name__ == "__main__":
