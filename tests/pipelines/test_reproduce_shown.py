@@ -251,6 +251,8 @@ def test_table_5_has_every_cost_in_its_column_and_the_papers_beside_them(request
     assert [len(table.columns) for table in (arts, other)] == [13, 11]
     assert (arts.domain, other.domain) == ("arts", "d")
     assert "median (quartiles) of 7 requests on cpu, 2 threads" in arts.notes[0]
+    said = f"N@10 is of test, {len(SEEDS)} seeds, mean ± standard deviation. Multiples are of SASRec's; "
+    assert arts.notes[0].startswith(said)
     theirs = {"SASRec": ("1.0x", "1.0x"), "Recformer": ("81.7x", "3.1x"), "CKD-MDSR": ("1.0x", "1.0x")}
     for number, (name, row) in enumerate(zip(theirs, arts.rows, strict=True)):
         factor = 2**number

@@ -57,11 +57,15 @@ def label(metric: str) -> str:
 
 def describe(ran: Sequence[Ran], domain: str, spread: bool = True) -> str:
     """What was ranked and how often it was run; `spread`: whether cells show how far seeds lie apart."""
-    here = [each for each in ran if each.record.domain == domain]
-    seeds = sorted({each.record.seed for each in here})
+    ranks = next(each.ranks for each in ran if each.record.domain == domain)
+    return f"{domain}: test, {len(ranks):,} users, {ranks.n_items:,} items, {describe_seeds(ran, domain, spread)}"
+
+
+def describe_seeds(ran: Sequence[Ran], domain: str, spread: bool = True) -> str:
+    """How often what is shown of a domain was run; `spread` as in `describe`."""
+    seeds = sorted({each.record.seed for each in ran if each.record.domain == domain})
     several = f"{len(seeds)} seeds, mean ± standard deviation" if spread else f"mean over {len(seeds)} seeds"
-    counted = several if len(seeds) > 1 else f"seed {seeds[0]}"
-    return f"{domain}: test, {len(here[0].ranks):,} users, {here[0].ranks.n_items:,} items, {counted}"
+    return several if len(seeds) > 1 else f"seed {seeds[0]}"
 
 
 def differences(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ckd.pipelines.reproduce import paper
-from ckd.pipelines.reproduce.compare import label, spread_of
+from ckd.pipelines.reproduce.compare import describe_seeds, label, spread_of
 from ckd.pipelines.reproduce.methods import BASE_METHOD, Method, distilled, teacher
 from ckd.pipelines.reproduce.result import Cell, Column, Panel, Point, Series, Table
 from ckd.pipelines.reproduce.study import Ran, Study
@@ -117,8 +117,9 @@ def _table(ran: Sequence[Ran], domain: str, names: Sequence[str], found: Serving
         ),
     )
     note = (
-        f"Multiples are of {names[0]}'s; the first seed's runs are served. A request encodes B histories and ranks all "
-        f"{found.n_items:,} items, whose vectors are made beforehand; median (quartiles) of {found.repeats} requests "
+        f"{label(FIGURE_METRIC)} is of test, {describe_seeds(ran, domain)}. Multiples are of {names[0]}'s; the first "
+        f"seed's runs are served. A request encodes B histories and ranks all {found.n_items:,} items, whose vectors "
+        f"are made beforehand; median (quartiles) of {found.repeats} requests "
         f"on {found.device}, {found.threads} threads."
     )
     return Table(f"{domain}: cost of a request", columns, tuple(rows), domain, (note,))
