@@ -235,22 +235,32 @@ def identify(location: Location, shard: Shard, header: Header) -> bool:
     Raises:
         StoreError: it is whole, but was made for something else, which nothing here may overwrite.
     """
-    path = location.path(shard.file)
+    found = _described(location, shard.file, header)
+    return found is not None and json.dumps(found, sort_keys=True).encode() == shard_metadata(header, shard)
+
+
+def _described(location: Location, name: str, header: Header) -> dict[str, Any] | None:
+    """What a shard's file says of itself; None where it cannot be read.
+
+    Raises:
+        StoreError: it says that it is another shard, or another store's.
+    """
+    path = location.path(name)
     try:
-        with location.open(shard.file) as file:
-            values = json.loads((pq.read_metadata(file).metadata or {})[METADATA])
+        with location.open(name) as file:
+            values: dict[str, Any] = json.loads((pq.read_metadata(file).metadata or {})[METADATA])
         own = dict(values["shard"])
     except (OSError, pa.ArrowException, ValueError, KeyError, TypeError):
-        return False
+        return None
     check_format(values, path)
     try:
         found = Header.from_dict(values, path)
     except StoreError:
-        return False
+        return None
     found.require(header, path)
-    if own.get("file") != shard.file:
-        refuse(f"holds what was written as {own.get('file')}, expected {shard.file}", path)
-    return bool(json.dumps(values, sort_keys=True).encode() == shard_metadata(header, shard))
+    if own.get("file") != name:
+        refuse(f"holds what was written as {own.get('file')}, expected {name}", path)
+    return values
 
 
 def check_footer(location: Location, record: ShardRecord, manifest: Manifest) -> bytes:
@@ -259,20 +269,13 @@ def check_footer(location: Location, record: ShardRecord, manifest: Manifest) ->
     Raises:
         StoreError: the footer was changed, or belongs to another shard or store: says which.
     """
-    path = location.path(record.file)
     with location.reporting(record.file):
         found = location.read_range(record.file, record.bytes - record.footer, record.footer)
     digest = hashlib.sha256(found).hexdigest()
     if digest != record.footer_sha256:
-        group = "items" if record.file.startswith("items") else _group(manifest)
-        number = int(record.file.rpartition("-")[2].partition(".")[0])
-        identify(location, Shard(group, number, record.first, record.count), manifest.header)
-        raise damaged(path, f"footer hashes to {digest}, expected {record.footer_sha256}")
+        _described(location, record.file, manifest.header)
+        raise damaged(location.path(record.file), f"footer hashes to {digest}, expected {record.footer_sha256}")
     return found
-
-
-def _group(manifest: Manifest) -> Literal["batches", "instances"]:
-    return "instances" if manifest.header.kind == "vectors" else "batches"
 
 
 def footer_metadata(footer: bytes) -> pq.FileMetaData:
