@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import signal
 import subprocess
@@ -14,6 +15,7 @@ import pytest
 
 from ckd.errors import StoreError
 from ckd.store import location
+from ckd.store.layout import Sink
 
 #: Runs the fixture's case in a process of its own, which a test then kills or starves.
 SCRIPT = """
@@ -198,3 +200,20 @@ def test_a_file_in_place_of_the_folder(tmp_path: Path, case: Any) -> None:
     with pytest.raises(StoreError, match=r"store: File exists"):
         case.write(tmp_path / "store")
     assert (tmp_path / "store").read_text() == "precious"
+
+
+@pytest.mark.parametrize("at_once", [1, 7, None], ids=["one", "seven", "all, unsaid"])
+def test_a_file_that_takes_less_than_it_is_given_gets_the_rest(at_once: int | None) -> None:
+    data, taken = bytes(range(100)), bytearray()
+
+    def write(view: memoryview) -> int | None:
+        taken.extend(view[:at_once])
+        return None if at_once is None else min(at_once, len(view))
+
+    sink = Sink(write)
+    sink.write(data[:10])
+    sink.mark()
+    assert sink.write(data[10:]) == 90
+    assert taken == data
+    assert (sink.size, sink.tell(), sink.tail) == (100, 100, data[10:])
+    assert sink.digest.hexdigest() == hashlib.sha256(data).hexdigest()
