@@ -10,7 +10,7 @@ same to the bit.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,7 +56,7 @@ POSITIONS, ITEM_BLOCK = 1 << 11, 1 << 13
 #: The same on a GPU, which needs more work at once to be busy.
 GPU_POSITIONS, GPU_ITEM_BLOCK = 1 << 16, 1 << 16
 
-#: Most batches that are taken up together where items are scored in blocks.
+#: Batches that are taken up together: the longer each of two steps goes on, the more of its data caches still hold.
 TOGETHER = 16
 
 Ints = npt.NDArray[np.int64]
@@ -113,10 +113,9 @@ def rank_targets(
 ) -> Ranks:
     """Rank the target of every instance of `split` among all items of the domain, in one pass.
 
-    Scores of `batch_size` x `item_block` are held at a time, whatever the size of the catalogue. Instances are scored
-    with those whose target is of the same block of items; of a catalogue of many blocks more are taken up together, up
-    to `TOGETHER` batches, so that each product has rows enough. The model is switched to evaluation mode meanwhile and
-    left as it was.
+    Scores of `batch_size` x `item_block` are held at a time, whatever the size of the catalogue. `TOGETHER` batches are
+    encoded before any is scored; each instance is scored with those whose target is of the same block of items. The
+    model is switched to evaluation mode meanwhile and left as it was.
 
     Args:
         recommender: a student or a teacher.
@@ -143,7 +142,8 @@ def rank_targets(
     on_gpu = device.type != "cpu"
     item_block = item_block or (GPU_ITEM_BLOCK if on_gpu else ITEM_BLOCK)
     positions = GPU_POSITIONS if on_gpu else POSITIONS
-    together = batch_size * min(TOGETHER, -(-domain.n_items // item_block))
+    # Several processes share the work evenly in smaller portions, which only a catalogue of many blocks makes larger.
+    together = batch_size * (TOGETHER if parallel.size == 1 else min(TOGETHER, -(-domain.n_items // item_block)))
     order = np.argsort(instances.lengths, kind="stable")
     build = Batches(domain, instances)
     found = torch.zeros(len(order), dtype=torch.int64, device=device)
@@ -151,8 +151,7 @@ def rank_targets(
         encode, score = scoring(recommender, domain, device)
         for start in range(parallel.rank * together, len(order), parallel.size * together):
             ids = order[start : start + together]
-            rows = max(1, positions // int(instances.lengths[ids[-1]]))
-            parts = [encode(build(ids[at : at + rows]).to(device)) for at in range(0, len(ids), rows)]
+            parts = [encode(build(ids[here]).to(device)) for here in _passes(instances.lengths[ids], positions)]
             encoded = torch.cat(parts) if len(parts) > 1 else parts[0]
             seen = _seen(domain, instances, ids) if mask_history else None
             draws = tie_draws(instances, ids)
@@ -181,6 +180,17 @@ def rank_targets(
         model=model,
         mask_history=mask_history,
     )
+
+
+def _passes(lengths: Ints, positions: int) -> Iterator[slice]:
+    """Slices of ascending lengths, each as many as `positions` hold when all are padded to the last, one at least."""
+    start = 0
+    while start < len(lengths):
+        ahead = lengths[start : start + positions]
+        padded = np.arange(1, len(ahead) + 1) * ahead
+        stop = start + max(1, int(np.searchsorted(padded, positions, side="right")))
+        yield slice(start, stop)
+        start = stop
 
 
 #: Scores (B, hi - lo) of the items lo..hi-1 for encoded instances.
