@@ -2,7 +2,8 @@
 
 With data, the store is measured on a teacher's real scores of `scientific`, the cost of scoring on `scientific`, and
 training beside RecBole; without, the store on synthetic scores, and the cost of scoring on the built-in example.
-The others are run one by one: `python -m benchmarks.models`, `growth`, `parts`, `image_coverage` and `export`.
+The others are run one by one: `python -m benchmarks.quality`, `models`, `growth`, `parts`, `image_coverage` and
+`export`.
 """
 
 from __future__ import annotations
