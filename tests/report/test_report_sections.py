@@ -158,6 +158,24 @@ def test_a_run_of_an_experiment_that_is_not_here_has_no_link(shown: Callable[...
     assert plain(table[0]).endswith("3 – – 0.1000 – train.lr = 0.5 –")
 
 
+def test_validation_while_training_is_drawn_of_the_first_seeds_runs_that_are_here(
+    shown: Callable[..., str], work: Work
+) -> None:
+    (experiment,) = work.experiments
+    record = experiment.runs[0]
+    curves = f"{record.domain}: validation while training, seed 3"
+    base = replace(record, method="SASRec", folder=f"students/{record.domain}/sasrec-seed3")
+    second = replace(base, method="another seed's", seed=4)
+    figures = re.findall(r"<figure>.*?</figure>", shown(runs=(record, base, second)), re.DOTALL)
+    drawn = [figure for figure in figures if curves in figure]
+    assert len(drawn) == 1
+    assert {"CKD-MDSR", "SASRec"} <= set(re.findall(r"<td>([^<]*)</td>", drawn[0]))
+    assert "another seed" not in drawn[0]
+    assert curves not in shown(differences=())
+    assert curves not in shown(runs=(replace(record, folder="students/elsewhere/run"),))
+    assert curves not in shown(runs=(second,))
+
+
 def searched(work: Work, **changes: Any) -> str:
     """The section of the work folder's search, some of which is changed."""
     (search,) = work.searches
