@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -61,9 +62,17 @@ def test_an_onnx_graph_scores_as_the_student(serving: Serving, tmp_path: Path, s
     assert str(Path(export_onnx.__file__).parent).encode() not in (done.folder / "model.onnx").read_bytes()
 
 
-def test_the_same_student_gives_the_same_graph(serving: Serving, tmp_path: Path) -> None:
+def test_the_same_student_gives_the_same_graph_and_no_remarks(
+    serving: Serving, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     pytest.importorskip("onnxruntime", reason="the extra `onnx` is not installed")
-    one, other = (export_student(*_of(serving), "gru4rec", "onnx", tmp_path / name) for name in "ab")
+    torchs = logging.getLogger("torch.onnx")
+    before = torchs.level
+    with caplog.at_level(logging.INFO, "torch.onnx"):
+        one, other = (export_student(*_of(serving), "gru4rec", "onnx", tmp_path / name) for name in "ab")
+        assert torchs.level == logging.INFO
+    assert torchs.level == before
+    assert [record for record in caplog.records if record.name.startswith("torch.onnx")] == []
     assert contents(one.folder) == contents(other.folder)
 
 
