@@ -16,9 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.device import memory_cells, memory_headers
-from benchmarks.training import HERE, WORK, benchmark_files, recbole_python, run
-from ckd.pipelines.prepare import prepare
-from ckd.pipelines.workspace import domain_folder
+from benchmarks.training import WORK, peer, prepared, run
 
 
 @dataclass(frozen=True)
@@ -65,13 +63,11 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     arguments = parser.parse_args()
     name = arguments.domain
-    if not domain_folder(WORK, name).exists():
-        prepare(WORK, arguments.data / name, name=name)
-    python, files = recbole_python(), benchmark_files(arguments.data / name, name)
+    prepared(arguments.data, name)
     headers = ["model", "", "inst/s (min–max)", "s/epoch", "s/validation", *memory_headers()]
     print(f"| {' | '.join(headers)} |\n{'|---' * len(headers)}|")
     for model, peers in MODELS.items():
-        theirs = [python, HERE / "recbole" / "peer.py", files, name, model, "--steps", peers.steps]
+        theirs = [*peer(arguments.data, name, model), "--steps", peers.steps]
         ours = [sys.executable, "-m", "benchmarks.ours", WORK, name, "--student", peers.student]
         commands = {
             "RecBole": [*theirs, "train_batch_size=2048", *peers.theirs],

@@ -1,6 +1,6 @@
 """Test quality of SASRec beside RecBole's, both at the sizes of `benchmarks.training`, trained until they stop early.
 
-    python -m benchmarks.quality --data FOLDER [--domain scientific] [--seeds 2020,2021,2022] [--patience 10]
+    python -m benchmarks.quality --data FOLDER [--domain scientific] [--seeds 2020 2021 2022] [--patience 10]
         [--precision bf16]
 
 RecBole runs with its padding trimmed, which changes nothing but the time it takes. Each run is kept below
@@ -11,18 +11,18 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks.training import CACHE, HERE, RECBOLE, WORK, benchmark_files, recbole_python, run
+from benchmarks.training import CACHE, RECBOLE, WORK, peer, prepared, run
 from ckd.config import RunConfig, load_config
 from ckd.console import out
 from ckd.data.atomic import write_json
+from ckd.data.domain import Domain
 from ckd.pipelines.evaluate import evaluate
 from ckd.pipelines.plan import make_plan
-from ckd.pipelines.prepare import prepare
+from ckd.pipelines.reproduce.result import Spread, show_cell
 from ckd.pipelines.train_student import train_student
 from ckd.pipelines.workspace import domain_folder
 
@@ -33,12 +33,13 @@ EPOCHS = 100
 
 def theirs(data: Path, domain: str, seed: int, patience: int) -> dict[str, float]:
     """Test metrics of RecBole's SASRec, which has stopped after `patience` validations without a better one."""
-    kept = CACHE / "quality" / f"{domain}-{seed}-{patience}.json"
+    content = Domain.load(domain_folder(WORK, domain)).fingerprint[:12]
+    kept = CACHE / "quality" / f"{domain}-{content}-{seed}-{patience}.json"
     if not kept.exists():
-        peer = [recbole_python(), HERE / "recbole" / "peer.py", benchmark_files(data / domain, domain), domain]
         with tempfile.TemporaryDirectory() as folder:
-            chosen = (*RECBOLE, f"seed={seed}", f"stopping_step={patience}", f"checkpoint_dir={folder}")
-            found = run([*peer, "SASRec", "--trim", "--epochs", EPOCHS, *chosen])
+            chosen = (*RECBOLE, f"seed={seed}", f"stopping_step={patience - 1}", f"checkpoint_dir={folder}")
+            # RecBole stops when more than `stopping_step` validations were no better.
+            found = run([*peer(data, domain, "SASRec"), "--trim", "--epochs", EPOCHS, *chosen])
         kept.parent.mkdir(exist_ok=True)
         write_json(kept, found)
     tested: dict[str, float] = json.loads(kept.read_text())["test"]
@@ -57,19 +58,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--domain", default="scientific")
-    parser.add_argument("--seeds", default="2020,2021,2022", help="separated by commas")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[2020, 2021, 2022])
     parser.add_argument("--patience", type=int, default=10)
     parser.add_argument("--precision", default="bf16", help="ckd's; RecBole's is fp32, as shipped")
     arguments = parser.parse_args()
     name, patience = arguments.domain, arguments.patience
-    if not domain_folder(WORK, name).exists():
-        prepare(WORK, arguments.data / name, name=name)
+    prepared(arguments.data, name)
     overrides = [
         *("plan.difficulty=none", "plan.buckets=1", f"plan.epochs={EPOCHS}"),
         *(f"train.precision={arguments.precision}", f"train.patience={patience}"),
     ]
     found: dict[str, list[dict[str, Any]]] = {"RecBole": [], f"ckd, {arguments.precision}": []}
-    for seed in map(int, arguments.seeds.split(",")):
+    for seed in arguments.seeds:
         config = load_config(overrides=overrides).model_copy(update={"seed": seed})
         for side, metrics in zip(
             found, (theirs(arguments.data, name, seed, patience), ours(name, config)), strict=True
@@ -79,14 +79,8 @@ def main() -> None:
     for line in (["SASRec", *METRICS], ["---"] * (1 + len(METRICS))):
         print("| " + " | ".join(line) + " |")
     for side, runs in found.items():
-        cells = [_spread([each[metric] for each in runs]) for metric in METRICS]
+        cells = [show_cell(Spread.of([each[metric] for each in runs]), "metric") for metric in METRICS]
         print("| " + " | ".join([side, *cells]) + " |")
-
-
-def _spread(values: list[float]) -> str:
-    """Mean and, of several, standard deviation."""
-    mean = f"{statistics.mean(values):.4f}"
-    return f"{mean} ± {statistics.stdev(values):.4f}" if len(values) > 1 else mean
 
 
 if __name__ == "__main__":

@@ -90,6 +90,17 @@ def _write_split(domain: Domain, split: Split, path: Path) -> None:
             file.write(f"{user}\t{' '.join(map(str, domain.items[start:stop]))}\t{target}\n")
 
 
+def prepared(data: Path, name: str) -> None:
+    """Prepare the domain in the benchmarks' work folder, where it is not there."""
+    if not domain_folder(WORK, name).exists():
+        prepare(WORK, data / name, name=name)
+
+
+def peer(data: Path, name: str, model: str) -> list[Any]:
+    """The command that trains RecBole's model on the domain, to which options and settings are added."""
+    return [recbole_python(), HERE / "recbole" / "peer.py", benchmark_files(data / name, name), name, model]
+
+
 def teachers(domain: str, count: int) -> list[str]:
     """Runs of teachers trained for one epoch that have scored the plan: their cost does not depend on quality."""
     config = load_config(overrides=["plan.difficulty=none", "plan.buckets=1", "train.epochs=1"])
@@ -125,27 +136,19 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     name = arguments.domain
-    if not domain_folder(WORK, name).exists():
-        prepare(WORK, arguments.data / name, name=name)
+    prepared(arguments.data, name)
     three: list[str] = []
     if not arguments.train_only:
         encode_items(WORK, name, EncodeConfig())
         three = teachers(name, 3)
-    peer = [
-        recbole_python(),
-        HERE / "recbole" / "peer.py",
-        benchmark_files(arguments.data / name, name),
-        name,
-        "SASRec",
-        *(["--train-only"] if arguments.train_only else []),
-    ]
+    theirs = [*peer(arguments.data, name, "SASRec"), *(["--train-only"] if arguments.train_only else [])]
     # What distillation adds is less than two epochs of one process differ from two of another.
     epochs = EPOCHS if three else EPOCHS_OF_LARGE
     ours = [sys.executable, "-m", "benchmarks.ours", WORK, name, "--epochs", epochs]
     bf16 = "train.precision=bf16"
     variants: dict[str, list[Any]] = {
-        "RecBole as shipped": [*peer, "--steps", 8, *RECBOLE],
-        "RecBole trimmed": [*peer, "--steps", 40, "--trim", *RECBOLE],
+        "RecBole as shipped": [*theirs, "--steps", 8, *RECBOLE],
+        "RecBole trimmed": [*theirs, "--steps", 40, "--trim", *RECBOLE],
         "ckd": ours,
         "ckd bf16": [*ours, bf16],
     }
